@@ -1,0 +1,67 @@
+"""Learn from other models' probabilities: one network in the place of several (Hinton et al. 2015, arXiv:1503.02531)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from scipy.special import expit
+
+from hub_model import hub_folder
+from hub_model.images import ImageRefused, read_image
+
+from .predict import run
+from .training import Images
+
+
+def with_teachers(
+    train: Images, part, teachers: list[str], unlabelled: Path | None, transform, config: dict, share: float
+) -> Images:
+    """Training images whose targets are mixed with the mean probability of the teachers.
+
+    Args:
+        train: the labelled images.
+        part: the rows they came from.
+        teachers: hub folders of the same modality; each sees the pictures through its own preprocessing.
+        unlabelled: a folder of further pictures that the teachers alone label, or None.
+        transform, config: of the network to be trained.
+        share: the teachers' share in the targets of labelled images.
+
+    Raises:
+        FolderRefused: a teacher cannot be opened.
+    """
+    folders = [hub_folder.load(teacher) for teacher in teachers]
+    told = _mean_probability(folders, [row["image"].convert("L") for row in part])
+    train.targets = torch.lerp(train.targets, _two(told), share)
+    if unlabelled is None:
+        return train
+    pictures = list(_pictures(unlabelled))
+    mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
+    pixels = [((transform(p)[:1] * std + mean) * 255).round().to(torch.uint8) for p in pictures]
+    count = len(pictures)
+    return Images(
+        torch.cat([train.pixels, torch.stack(pixels)]),
+        torch.cat([train.labels, torch.full((count,), -1)]),
+        torch.cat([train.targets, _two(_mean_probability(folders, pictures))]),
+        np.r_[train.sources, np.full(count, "unlabelled")],
+        [*train.paths, *(f"unlabelled {index}" for index in range(count))],
+    )
+
+
+def _mean_probability(folders: list[hub_folder.HubFolder], pictures: list[Image.Image]) -> np.ndarray:
+    each = [expit(run(folder, track(pictures, f"teacher {folder.path.name}", transient=True))[0]) for folder in folders]
+    return np.mean(each, axis=0)
+
+
+def _two(probabilities: np.ndarray) -> torch.Tensor:
+    covid = torch.from_numpy(probabilities).float()
+    return torch.stack([1 - covid, covid], 1)
+
+
+def _pictures(folder: Path):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        try:
+            yield read_image(file)
+        except ImageRefused:
+            continue  # not every file in a folder of pictures is one

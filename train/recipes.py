@@ -1,0 +1,83 @@
+"""Training recipes, one a row: the six documented ones and ours for stock networks.
+
+A documented network and its recipe have the same name, so a variant that differs in its recipe alone is seen
+at once. Those rows follow the description of the original system: cross-entropy and Adam.
+"""
+
+from dataclasses import dataclass
+
+KERAS_EPSILON = 1e-7  # Adam's epsilon in Keras; PyTorch's own is 1e-8
+PENALISED = ("blocks.1.conv.weight", "blocks.2.conv.weight", "hidden.fc1.weight")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        batch: Images a step, over all processes.
+        epochs: Passes over the training images, at most.
+        learning_rate: Of the head, at its highest.
+        backbone_lr: Factor on it for all but the head.
+        epsilon: Adam's.
+        schedule: "constant" or "cosine" (to zero).
+        warm_up: Share of the steps in which the learning rate rises from zero.
+        weight_decay: Decoupled (AdamW), on kernels only; 0 means plain Adam.
+        l2: Keras' penalty, added to the loss: this times the sum of squares of each kernel in `l2_kernels`.
+        l2_kernels: Parameter names.
+        label_smoothing: Share of each target that is spread over both classes.
+        mixup: Alpha of the Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 is off.
+        average: Decay a step of the moving average of the weights, which is evaluated and kept; 0 is off.
+        freeze_norms: Epochs in which batch norm keeps the statistics it came with.
+        balance: None, "class" (both classes alike) or "source" (and within a class, each source by the root
+            of its size).
+        augment: Name in `train.augment.AUGMENTATIONS`.
+        input_size: Side of the square picture in pixels; None leaves the architecture's own.
+        keep: "last" or "best": the epoch with the highest validation AUROC.
+        stop_patience: Epochs without a gain in training accuracy after which training stops; 0 is never.
+        stop_min_delta: What counts as a gain.
+    """
+
+    batch: int
+    epochs: int
+    learning_rate: float
+    backbone_lr: float = 1.0
+    epsilon: float = KERAS_EPSILON
+    schedule: str = "constant"
+    warm_up: float = 0.0
+    weight_decay: float = 0.0
+    l2: float = 0.0
+    l2_kernels: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    average: float = 0.0
+    freeze_norms: float = 0.0
+    balance: str | None = None
+    augment: str = "none"
+    input_size: int | None = 224
+    keep: str = "last"
+    stop_patience: int = 0
+    stop_min_delta: float = 0.0
+
+
+RECIPES = {
+    # 'Early stopping on training accuracy, min_delta 0.01, patience 5'; 'at most 50 epochs'
+    "covid_cnn_baseline": Recipe(batch=64, epochs=50, learning_rate=0.001,
+                                 stop_patience=5, stop_min_delta=0.01),
+    "covid_cnn_1": Recipe(batch=32, epochs=10, learning_rate=0.001),
+    # 'A penalty on the second and third convolutional layers' and the dense layer of 64
+    "covid_cnn_2": Recipe(batch=32, epochs=10, learning_rate=0.001, l2=0.01, l2_kernels=PENALISED),
+    "covid_cnn_3": Recipe(batch=32, epochs=20, learning_rate=0.001),
+    "covid_cnn_4": Recipe(batch=32, epochs=10, learning_rate=0.01, l2=0.01, l2_kernels=PENALISED),
+    "covid_cnn_5": Recipe(batch=32, epochs=10, learning_rate=0.001, l2=0.01, l2_kernels=PENALISED),
+    # from ImageNet weights: a slow backbone under a fast head, and whatever keeps a network from learning a
+    # few hundred pictures by heart
+    "transfer": Recipe(batch=32, epochs=30, learning_rate=1e-3, backbone_lr=0.3, epsilon=1e-8,
+                       schedule="cosine", warm_up=0.1, weight_decay=0.02, label_smoothing=0.1, average=0.99,
+                       freeze_norms=2, balance="source", augment="strong"),
+    # from random weights: one learning rate, more epochs, gentler pictures
+    "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
+                      weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",
+                      augment="light"),
+}  # fmt: skip
+"""By name; `fit` takes the variant's own row, else "transfer" if it starts from weights, else "scratch"."""

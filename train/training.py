@@ -1,0 +1,344 @@
+"""What transformers' Trainer needs to train by a recipe: images, batches, loss, order, moving average, stopping."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hub_model.hub_folder import LABELS
+
+from .augment import augment
+from .metrics import at_threshold, threshold_free
+from .recipes import Recipe
+
+COMPLETE, AVERAGE = "complete.json", "average.safetensors"
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+
+class Images(torch.utils.data.Dataset):
+    """Grey pictures at the network's size, kept as bytes in memory.
+
+    Attributes:
+        pixels: (N, 1, H, W) uint8, what the one preprocessing gives before it standardises.
+        labels: (N,) int64; -1 where only teachers know.
+        targets: (N, 2) float32, what the loss compares with.
+        sources: (N,) str.
+    """
+
+    def __init__(self, pixels, labels, targets, sources, paths) -> None:
+        self.pixels, self.labels, self.targets = pixels, labels, targets
+        self.sources, self.paths = np.asarray(sources), paths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"pixels": self.pixels[index], "labels": self.labels[index], "targets": self.targets[index], "index": index}
+
+
+def standardise(pixels: torch.Tensor, pretrained_cfg: dict) -> torch.Tensor:
+    """Pixels (N, 1, H, W) in 0..1 -> (N, 3, H, W), the last steps of the one preprocessing, in its very arithmetic."""
+    mean = torch.tensor(pretrained_cfg["mean"]).view(1, 3, 1, 1)
+    std = torch.tensor(pretrained_cfg["std"]).view(1, 3, 1, 1)
+    return pixels.expand(-1, 3, -1, -1).sub(mean).div(std)
+
+
+def read_images(part, transform, pretrained_cfg: dict, name: str) -> Images:
+    """Read a `datasets.Dataset` part through the one preprocessing.
+
+    The transform's standardisation is undone exactly (a byte is recovered by rounding), so that augmentation works on
+    grey levels and `standardise` gives back what the transform gave, bit for bit.
+    """
+    mean, std = pretrained_cfg["mean"][0], pretrained_cfg["std"][0]
+    size = tuple(pretrained_cfg["input_size"][1:])
+    pixels = torch.empty((len(part), 1, *size), dtype=torch.uint8)
+    for index, row in enumerate(track(part, f"reading {name}", transient=True)):
+        tensor = transform(row["image"].convert("L"))[:1]
+        pixels[index] = ((tensor * std + mean) * 255).round().to(torch.uint8)
+    labels = torch.tensor(part["label"])
+    return Images(pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), part["source"], part["path"])
+
+
+class Batches:
+    """Collates rows of `Images`; augments them where a recipe says so."""
+
+    def __init__(self, pretrained_cfg: dict, modality: str, recipe: Recipe | None = None) -> None:
+        self.pretrained_cfg, self.modality, self.recipe = pretrained_cfg, modality, recipe
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([row["pixels"] for row in rows]).float().div(255)
+        targets = torch.stack([row["targets"] for row in rows])
+        if self.recipe is not None:
+            pixels = augment(pixels, self.recipe.augment, self.modality)
+            pixels, targets = mix(pixels, targets, self.recipe.mixup)
+            targets = targets * (1 - self.recipe.label_smoothing) + self.recipe.label_smoothing / len(LABELS)
+        return {
+            "pixel_values": standardise(pixels, self.pretrained_cfg),
+            "labels": torch.stack([row["labels"] for row in rows]),
+            "targets": targets,
+            "index": torch.tensor([row["index"] for row in rows]),
+        }
+
+
+def mix(pixels: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412) of a batch with its own reverse; ``alpha`` 0 leaves it as it is."""
+    if not alpha:
+        return pixels, targets
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
+
+
+class BalancedSampler(torch.utils.data.Sampler):
+    """Draws as many images as there are, every class as often as the other and, within a class, every source alike.
+
+    Source shares are softened by a square root, lest a source of a few images be seen over and over.
+    """
+
+    def __init__(self, labels: torch.Tensor, sources: np.ndarray, by_source: bool, seed: int) -> None:
+        weights = np.zeros(len(labels))
+        for label in set(labels.tolist()):
+            of_label = labels.numpy() == label
+            names, counts = np.unique(sources[of_label], return_counts=True)
+            shares = np.sqrt(counts) if by_source else counts
+            for name, count, share in zip(names, counts, shares / shares.sum(), strict=True):
+                weights[of_label & (sources == name)] = share / count
+        self.weights, self.seed, self.epoch = torch.from_numpy(weights), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+
+
+class RecipeTrainer(Trainer):
+    """transformers' Trainer with a recipe's loss, order of images, learning rates and moving average."""
+
+    def __init__(self, *args, recipe: Recipe, batches: Batches, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe, self.batches = recipe, batches
+        self.average: ModelEmaV3 | None = None
+        self.hits = self.seen = 0
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The timm network, out of its wrappers."""
+        return self.accelerator.unwrap_model(self.model).timm_model
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        collate, self.data_collator = self.data_collator, Batches(self.batches.pretrained_cfg, self.batches.modality)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collate
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.recipe.balance is None:
+            return super()._get_train_sampler(train_dataset)
+        images = self.train_dataset
+        return BalancedSampler(images.labels, images.sources, self.recipe.balance == "source", self.args.seed)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            groups = parameter_groups(self.network, self.recipe)
+            adam = torch.optim.AdamW if self.recipe.weight_decay else torch.optim.Adam
+            # epsilon as in Keras for the documented recipes; PyTorch's own otherwise
+            self.optimizer = adam(groups, lr=self.recipe.learning_rate, eps=self.recipe.epsilon)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(pixel_values=inputs["pixel_values"])
+        logits = outputs.logits.float()
+        loss = F.cross_entropy(logits, inputs["targets"]) + self._penalty()
+        if not torch.isfinite(loss):
+            paths = [str(self.train_dataset.paths[i]) for i in inputs["index"].tolist()[:3]]
+            raise TrainingFailed(
+                f"The loss became {loss.item()} at step {self.state.global_step} (epoch {self.state.epoch:.2f}, batch with "
+                f"{', '.join(paths)} ...). Training stops; the last good checkpoint is kept under "
+                f"{self.args.output_dir}. Try a smaller --learning-rate."
+            )
+        if model.training:
+            known = inputs["labels"] >= 0
+            self.hits += int((logits.argmax(1) == inputs["labels"])[known].sum())
+            self.seen += int(known.sum())
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _penalty(self):
+        """Keras' L2: the coefficient times the sum of squares of each named kernel, in the loss itself."""
+        if not self.recipe.l2:
+            return 0.0
+        named = dict(self.network.named_parameters())
+        return self.recipe.l2 * sum(named[name].square().sum() for name in self.recipe.l2_kernels)
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates the moving average where the recipe keeps one: it is what will be shipped."""
+        if self.average is None:
+            return super().evaluate(*args, **kwargs)
+        own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average.module.state_dict())
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.network.load_state_dict(own)
+
+
+def parameter_groups(network: torch.nn.Module, recipe: Recipe) -> list[dict]:
+    """Parameter groups: head and backbone with their own learning rates, no weight decay on norms and biases."""
+    head = {id(p) for p in network.get_classifier().parameters()}
+    groups: dict[tuple[bool, bool], list] = {}
+    for parameter in network.parameters():
+        groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": recipe.learning_rate * (1 if is_head else recipe.backbone_lr),
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (is_head, decays), parameters in groups.items()
+    ]
+
+
+class Average(TrainerCallback):
+    """Keeps an exponential moving average of the weights and stores it in each checkpoint."""
+
+    def __init__(self, trainer: RecipeTrainer, decay: float) -> None:
+        self.trainer, self.decay = trainer, decay
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.average = ModelEmaV3(self.trainer.network, decay=self.decay, use_warmup=True)
+        last = last_complete(Path(args.output_dir))
+        if last and state.global_step:
+            self.trainer.average.module.load_state_dict(load_file(last / AVERAGE))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.average.update(self.trainer.network, step=state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            tensors = {k: v.contiguous().clone() for k, v in self.trainer.average.module.state_dict().items()}
+            save_file(tensors, folder / AVERAGE)
+
+
+class Complete(TrainerCallback):
+    """Marks a checkpoint as whole, last of all, so that a killed save is never resumed from."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
+
+
+class FrozenNorms(TrainerCallback):
+    """Batch norm keeps its ImageNet statistics for the first epochs: those of a small batch of a new kind of picture
+    are too rough while the head is still random."""
+
+    def __init__(self, trainer: RecipeTrainer, epochs: float) -> None:
+        self.trainer, self.epochs = trainer, epochs
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        frozen = (state.epoch or 0) < self.epochs
+        for module in self.trainer.network.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.train(not frozen)
+
+
+class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
+    """Keras' EarlyStopping on the accuracy of the training batches, as the documented baseline used it."""
+
+    def __init__(self, trainer: RecipeTrainer, min_delta: float, patience: int) -> None:
+        self.trainer, self.min_delta, self.patience = trainer, min_delta, patience
+        self.best, self.waited = -math.inf, 0
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        counts = torch.tensor([[self.trainer.hits, self.trainer.seen]], device=args.device)
+        hits, seen = self.trainer.accelerator.gather(counts).sum(0).tolist()
+        self.trainer.hits = self.trainer.seen = 0
+        if hits > (self.best + self.min_delta) * seen:
+            self.best, self.waited = hits / seen, 0  # seen > 0: the epoch had batches
+        else:
+            self.waited += 1
+            control.should_training_stop |= self.waited >= self.patience
+        return control
+
+    def state(self) -> dict:
+        return {
+            "args": {"min_delta": self.min_delta, "patience": self.patience},
+            "attributes": {"best": self.best, "waited": self.waited},
+        }
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar, with one readable line an epoch."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and "eval_auroc" in (logs or {}):
+            self.training_bar.write(
+                f"epoch {state.epoch:5.1f}  validation: AUROC {logs['eval_auroc']:.3f}  sensitivity "
+                f"{logs['eval_sensitivity']:.3f}  specificity {logs['eval_specificity']:.3f}  loss {logs['eval_loss']:.3f}"
+            )
+
+
+def validation_figures(prediction) -> dict[str, float]:
+    """Trainer's compute_metrics: AUROC, and sensitivity, specificity and accuracy at 0.5."""
+    logits, labels = prediction.predictions, prediction.label_ids
+    labels = labels[0] if isinstance(labels, tuple) else labels
+    margins = (logits[:, 1] - logits[:, 0]).astype(float)
+    found = at_threshold(labels, margins, 0.0)
+    return {
+        "auroc": float(threshold_free(labels, 1 / (1 + np.exp(-margins)))["auroc"]),
+        **{name: float(found[name]) for name in ("sensitivity", "specificity", "accuracy")},
+    }
+
+
+def last_complete(checkpoints: Path) -> Path | None:
+    """The last whole checkpoint; half-written ones are removed."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / COMPLETE).is_file():
+            shutil.rmtree(folder)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    return Path(last) if last else None
+
+
+def best_network(trainer: RecipeTrainer) -> torch.nn.Module:
+    """The network as the recipe keeps it: of the best epoch on validation, or of the last."""
+    network = trainer.network
+    if trainer.recipe.keep == "last":
+        if trainer.average is not None:
+            network.load_state_dict(trainer.average.module.state_dict())
+        return network.eval()
+    best = Path(trainer.state.best_model_checkpoint)
+    if trainer.average is not None:
+        network.load_state_dict(load_file(best / AVERAGE))
+    else:
+        own = load_file(best / "model.safetensors")
+        network.load_state_dict({name.removeprefix("timm_model."): tensor for name, tensor in own.items()})
+    return network.eval()
+
+
+def history(trainer: RecipeTrainer) -> list[dict]:
+    """One row an epoch: epoch, loss, and the validation figures."""
+    rows: dict[float, dict] = {}
+    for entry in trainer.state.log_history:
+        row = rows.setdefault(round(entry["epoch"], 2), {"epoch": round(entry["epoch"], 2)})
+        for key in ("loss", "eval_loss", "eval_auroc", "eval_sensitivity", "eval_specificity"):
+            if key in entry:
+                row[key.replace("eval_", "validation_")] = round(float(entry[key]), 5)
+    return list(rows.values())
