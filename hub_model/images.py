@@ -1,0 +1,240 @@
+"""From a file to one 8-bit grey picture, or a refusal in words a clinician understands.
+
+Files are told apart by content, never by name. What becomes of them:
+
+- 8-bit grey pictures are taken as they are; EXIF orientation is applied.
+- Deeper pictures (16 bit, float) are stretched linearly from their 0.5th..99.5th percentile to 0..255, the
+  robust range of nnU-Net (Isensee et al., Nature Methods 18, 2021, 203-211). Integers within 0..255 stay.
+- Transparent parts become black, like the surround of a film.
+- Colour pictures that are really grey become grey; those with visible colour, and CMYK, are refused.
+- DICOM: see ``dicom.py``; CT in Hounsfield units is always shown in the lung window.
+
+The picture carries no metadata: no EXIF, no DICOM element, no text.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_BYTES = 256 * 2**20  # of one file
+MAX_PIXELS = 40_000_000  # of one picture; the largest digital chest films have about 20 million
+MAX_SIDE = 10_000  # pixels
+MIN_SIDE = 32  # pixels; in less there is no lung to judge
+PERCENTILES = (0.5, 99.5)  # shown as black and white where the file does not say
+COLOUR_STEP = 32  # of 255: a pixel whose largest and smallest channel lie further apart is visibly coloured
+COLOUR_SHARE = 0.02  # of all pixels; re-compressed grey pictures have 0, photographs and Doppler scans > 0.04
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
+PRINT_MODES = ("CMYK", "LAB", "HSV")
+ACCEPTED = "Accepted is one grey chest picture as PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file."
+
+
+class ImageRefused(ValueError):
+    """A picture that cannot be judged; the message says what came, what to do and what is accepted."""
+
+
+def read_image(source: Any, *, frame: int | None = None, modality: str | None = None) -> Image.Image:
+    """Read one picture as 8-bit grey (mode "L", width x height as displayed, without metadata).
+
+    Args:
+        source: a path, bytes, an open binary file, a PIL picture, or a numpy array of shape (height, width),
+            (height, width, 3) or, as uint8, (height, width, 4). Values of any number type are grey levels;
+            Hounsfield units go through `hub_model.dicom.lung_window` first.
+        frame: which frame of a multi-frame file, from 0; needed only where `frame_count` is more than 1.
+        modality: ``"xray"`` or ``"ct"`` to refuse DICOM files that say they are something else.
+
+    Raises:
+        ImageRefused: no picture, damaged, too large or small, in colour, animated, or of another modality.
+    """
+    with _opened(source) as found:
+        if isinstance(found, np.ndarray):
+            found = _picture_of_array(found)
+        elif not isinstance(found, Image.Image):
+            if _is_dicom(found):
+                from . import dicom  # most uses never meet a DICOM file
+
+                return Image.fromarray(dicom.read_grey(found, frame, modality))
+            found = _open_picture(found)
+        return Image.fromarray(_grey_of_picture(found, frame))
+
+
+def frame_count(source: Any) -> int:
+    """Number of frames or pages in what `read_image` takes; no pixel is decoded.
+
+    Raises:
+        ImageRefused: no picture, or damaged.
+    """
+    with _opened(source) as found:
+        if isinstance(found, np.ndarray):
+            return 1
+        if not isinstance(found, Image.Image):
+            if _is_dicom(found):
+                from . import dicom
+
+                return dicom.read_header(found).frames
+            found = _open_picture(found)
+        with decoding():
+            return getattr(found, "n_frames", 1)
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
+    """The array, the picture, or the file as a seekable stream; names the source in every refusal."""
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
+    name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
+    try:
+        if isinstance(source, (np.ndarray, Image.Image)):
+            yield source
+        elif isinstance(source, (str, os.PathLike)):
+            if not Path(source).is_file():
+                raise ImageRefused("there is no such file. Check the path; name one file, not a folder.")
+            with open(source, "rb") as stream:
+                yield _limited(stream)
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            yield _limited(io.BytesIO(source))
+        elif hasattr(source, "read") and isinstance(source.read(0), bytes):
+            seekable = getattr(source, "seekable", lambda: False)()
+            yield _limited(source if seekable else io.BytesIO(source.read(MAX_BYTES + 1)))
+        else:
+            what = type(source).__name__
+            raise ImageRefused(f"no picture came, but {what}. Give a path, bytes or a file opened as binary.")
+    except ImageRefused as refusal:
+        raise ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}") from None
+    except OSError as error:
+        what = f"it cannot be opened ({error.strerror or 'read error'}). Check that you may read it."
+        raise ImageRefused(f"{name or 'The picture'}: {what} {ACCEPTED}") from None
+
+
+def _limited(stream: BinaryIO) -> BinaryIO:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if not size:
+        raise ImageRefused("the file is empty (0 bytes). Copy or export it again.")
+    if size > MAX_BYTES:
+        raise ImageRefused(f"the file is larger than {MAX_BYTES >> 20} MiB. Export the single picture.")
+    return stream
+
+
+def _is_dicom(stream: BinaryIO) -> bool:
+    """By the mark after the preamble or, where that is missing, by a first element of group 0002 or 0008."""
+    head = stream.read(132)
+    stream.seek(0)
+    return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+
+
+@contextmanager
+def decoding(refusal: str = "the file is damaged or cut short. Export it again.") -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into a refusal; their lists of exceptions are open."""
+    try:
+        yield
+    except (ImageRefused, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageRefused(f"the picture has more than {MAX_PIXELS:,} pixels. Reduce its size.") from None
+    except Exception:
+        raise ImageRefused(refusal) from None
+
+
+def chosen_frame(frame: int | None, frames: int) -> int:
+    """The frame to read, from 0; one must be named where there are several."""
+    if frame is None and frames > 1:
+        what = f"it holds {frames} frames (a series, pages or an animation), not one picture"
+        raise ImageRefused(f"{what}. Export the one frame to be judged, or name its number (frame=).")
+    if not 0 <= (frame or 0) < frames:
+        raise ImageRefused(f"it has no frame {frame}: there are {frames}, counted from 0. Choose one.")
+    return frame or 0
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse before anything is decoded: a small file can hold a picture that fills the memory."""
+    if min(width, height) < MIN_SIDE:
+        what = f"the picture has only {width} x {height} pixels"
+        raise ImageRefused(f"{what}. Export it with {MIN_SIDE} or more a side, not as a thumbnail.")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        what = f"the picture is too large, {width} x {height} pixels"
+        raise ImageRefused(f"{what}. Reduce it to at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all.")
+
+
+def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
+    """Numbers of any type and shape -> uint8; percentiles are of those `inside` (boolean) if given."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        if not np.abs(values).max() < 1e30:  # NaN, infinite, or not meant as a grey level
+            raise ImageRefused("some pixels are not finite numbers. Give the background a number such as 0.")
+    elif values.min() >= 0 and values.max() <= 255:
+        return values.astype(np.uint8)
+    shown = values if inside is None or not inside.any() else values[inside]
+    low, high = np.percentile(shown, PERCENTILES)
+    if low == high:  # nearly all pixels are alike: keep what differs
+        low, high = float(shown.min()), float(shown.max())
+    scaled = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
+    return np.rint(scaled * 255).astype(np.uint8)
+
+
+def grey_of_colour(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) uint8 luminance (ITU-R BT.601), refused where colour can be seen."""
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    share = float((chroma > COLOUR_STEP).mean())
+    if share > COLOUR_SHARE:
+        what = f"it is a picture in colour ({share:.0%} of it)"
+        raise ImageRefused(f"{what}. Export the film or slice itself, in grey and without coloured overlays.")
+    return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+def _picture_of_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    channels = array.shape[2] if array.ndim == 3 else 0
+    numbers = array.dtype.kind in "buif" if channels != 4 else array.dtype == np.uint8
+    if array.ndim not in (2, 3) or channels not in (0, 3, 4) or not numbers:
+        what = f"an array of shape {array.shape} and type {array.dtype} came"
+        raise ImageRefused(f"{what}. Give numbers of shape (height, width) or (height, width, 3).")
+    check_size(array.shape[1], array.shape[0])
+    return Image.fromarray(np.ascontiguousarray(to_8_bit(array)))
+
+
+def _open_picture(stream: BinaryIO) -> Image.Image:
+    with decoding():
+        try:
+            return Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError:
+            what = "it is no picture, whatever its name says, or its beginning is damaged. Export it again."
+            raise ImageRefused(what) from None
+
+
+def _grey_of_picture(picture: Image.Image, frame: int | None) -> np.ndarray:
+    check_size(*picture.size)
+    with decoding():
+        index = chosen_frame(frame, getattr(picture, "n_frames", 1))
+        if index != picture.tell():
+            picture.seek(index)
+    check_size(*picture.size)  # pages of a TIFF differ in size
+    if picture.mode in PRINT_MODES:
+        raise ImageRefused(f"it is stored in {picture.mode} colours, as for printing. Save it in grey.")
+    # Pillow turns "white is zero" (TIFF tag 262) round for 8 bit only, and drops 8 of 16 bits of RGB
+    white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0
+    halved = ";16" in str(getattr(picture, "tile", ""))
+    with decoding():
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith(("I", "F")):
+            grey = to_8_bit(np.asarray(picture))
+            return 255 - grey if white_is_zero else grey
+        if picture.has_transparency_data:
+            black = Image.new("RGBA", picture.size, "black")
+            picture = Image.alpha_composite(black, picture.convert("RGBA"))
+        if picture.mode in ("1", "L"):
+            return np.asarray(picture.convert("L"))
+        rgb = np.asarray(picture.convert("RGB"))
+    if halved and rgb.max() < 64:
+        raise ImageRefused("it is a dark 16-bit picture in RGB. Save it as 16-bit or 8-bit grey.")
+    return grey_of_colour(rgb)

@@ -1,0 +1,722 @@
+"""From file to grey picture: exact values, refusals in words, nothing of the patient in any of them."""
+
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import Dataset
+from pydicom.data import get_testdata_file
+from pydicom.filewriter import dcmwrite
+
+from hub_model import dicom, images
+from hub_model.dicom import lung_window
+from hub_model.images import ImageRefused, frame_count, read_image
+from tests.bad_files import (
+    colour_picture,
+    grey_picture,
+    make_bad_files,
+    make_odd_files,
+    png,
+    write_dicom,
+)
+
+SIDE = 40
+RAMP = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE)  # 0..1599, each value once
+GREY = np.asarray(grey_picture())
+
+REFUSALS = {  # file name -> words its message must hold
+    "truncated.png": "damaged or cut short",
+    "truncated.jpg": "damaged or cut short",
+    "truncated.tif": "damaged or cut short",
+    "truncated.webp": "damaged or cut short",
+    "verkürzt_胸部.png": "damaged or cut short",
+    "truncated.dcm": "cut short or without pixels",
+    "header_only.dcm": "cut short or without pixels",
+    "zero_bytes.png": "empty (0 bytes)",
+    "zero_bytes.dcm": "empty (0 bytes)",
+    "text.png": "no picture",
+    "noise.jpg": "no picture",
+    "animated.gif": "3 frames",
+    "animated.webp": "3 frames",
+    "animated.png": "3 frames",
+    "pages.tif": "3 frames",
+    "multiframe.dcm": "3 frames",
+    "cmyk.jpg": "CMYK",
+    "cmyk.tif": "CMYK",
+    "colour.png": "in colour (100% of it)",
+    "colour.dcm": "in colour (100% of it)",
+    "one_pixel.png": "only 1 x 1 pixels",
+    "wide.png": "too large, 40000 x 40 pixels",
+    "bomb.png": "more than 40,000,000 pixels",
+    "no_pixels.dcm": "holds no picture",
+}
+
+
+def values(source, **options) -> np.ndarray:
+    picture = read_image(source, **options)
+    assert picture.mode == "L" and not picture.info and not picture.getexif()
+    return np.asarray(picture).astype(int)
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def stretched(numbers: np.ndarray) -> np.ndarray:
+    """The documented rule, written once more: 0.5th..99.5th percentile to 0..255."""
+    low, high = np.percentile(numbers, [0.5, 99.5])
+    return np.rint(np.clip((numbers - low) / (high - low), 0, 1) * 255)
+
+
+# ---- bad and odd files
+
+
+def test_every_bad_file_is_refused_in_words(tmp_path):
+    bad = make_bad_files(tmp_path)
+    assert bad.keys() == REFUSALS.keys()
+    for name, path in bad.items():
+        with pytest.raises(ImageRefused) as refusal:
+            read_image(path)
+        message = str(refusal.value)
+        assert message.startswith(f"{name}: ") and REFUSALS[name] in message, message
+        assert "Accepted is one grey chest picture as PNG" in message and "\n" not in message
+        assert str(tmp_path) not in message
+
+
+def test_files_are_told_apart_by_content(tmp_path):
+    for name, path in make_odd_files(tmp_path).items():
+        lossy = name in ("jpeg_called.dcm", "grey_in_rgb.jpg")
+        assert np.abs(values(path) - GREY).mean() <= (12 if lossy else 0), name
+
+
+def test_sources_without_a_usable_file(tmp_path):
+    folder = tmp_path / "a_folder"
+    folder.mkdir()
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    for source in (folder, tmp_path / "missing.png", str(loop), "x" * 5000, "https://example.org/x.png"):
+        with pytest.raises(ImageRefused, match=r"no such file|cannot be opened"):
+            read_image(source)
+    for source in (None, 7, [[1, 2]], io.StringIO("text")):
+        with pytest.raises(ImageRefused, match=f"no picture came, but {type(source).__name__}"):
+            read_image(source)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom rights bind")
+def test_a_file_without_read_rights(tmp_path):
+    path = tmp_path / "locked.png"
+    path.write_bytes(encoded(grey_picture(), "PNG"))
+    path.chmod(0)
+    with pytest.raises(ImageRefused, match="cannot be opened"):
+        read_image(path)
+
+
+def test_all_kinds_of_source_give_the_same(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(data := encoded(Image.fromarray(GREY), "PNG"))
+
+    class Pipe(io.RawIOBase):
+        """What a download is: readable, not seekable."""
+
+        def __init__(self):
+            self._rest = io.BytesIO(data)
+
+        def readable(self):
+            return True
+
+        def seekable(self):
+            return False
+
+        def read(self, size=-1):
+            return self._rest.read(size)
+
+    moved = io.BytesIO(data)
+    moved.read(100)
+    with path.open("rb") as file:
+        sources = (path, str(path), data, bytearray(data), memoryview(data), file, moved, Pipe())
+        for source in (*sources, Image.open(path)):
+            assert np.array_equal(values(source), GREY), source
+    assert np.array_equal(values(GREY), GREY)
+
+
+# ---- size
+
+
+def test_limits_of_size(monkeypatch):
+    assert read_image(Image.new("L", (32, 32))).size == (32, 32)
+    for size in ((31, 500), (500, 31)):
+        with pytest.raises(ImageRefused, match="32 or more a side"):
+            read_image(Image.new("L", size))
+    with pytest.raises(ImageRefused, match="too large, 10001 x 32"):
+        read_image(np.zeros((32, 10_001), np.uint8))
+    with pytest.raises(ImageRefused, match="too large, 9000 x 9000"):
+        read_image(png(9000, 9000))
+    with pytest.raises(ImageRefused, match="too large, 10000 x 10000"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own warning at 89 million pixels
+        read_image(png(10_000, 10_000))
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    with pytest.raises(ImageRefused, match="larger than 1 MiB"):
+        read_image(bytes(2**20 + 1))
+
+
+def test_size_is_checked_before_a_pixel_is_decoded(monkeypatch, tmp_path):
+    def never(*_, **__):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", never)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
+    with pytest.raises(ImageRefused, match="too large"):
+        read_image(png(20_000, 100))
+    monkeypatch.setattr(dicom, "pixel_array", never)
+    with pytest.raises(ImageRefused, match="too large, 20000 x 20000"):
+        read_image(write_dicom(tmp_path / "a.dcm", GREY, Rows=20_000, Columns=20_000))
+
+
+def test_a_deflated_dicom_may_not_inflate_without_limit(monkeypatch, tmp_path):
+    path = get_testdata_file("image_dfl.dcm")
+    assert read_image(path).size == (512, 512)
+    monkeypatch.setattr(dicom, "MAX_BYTES", 2**17)
+    with pytest.raises(ImageRefused, match="unpacked it exceeds"):
+        read_image(path)
+
+
+# ---- grey levels of ordinary pictures
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_8_bit_grey_is_taken_as_it_is(kind):
+    assert np.array_equal(values(encoded(Image.fromarray(GREY), kind)), GREY)
+
+
+def test_webp_and_jpeg_are_read():
+    assert np.array_equal(values(encoded(Image.fromarray(GREY).convert("RGB"), "WEBP", lossless=True)), GREY)
+    assert np.abs(values(encoded(Image.fromarray(GREY), "JPEG", quality=95)) - GREY).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("scale", [1, 40])
+def test_16_bit_is_stretched_not_clipped(kind, scale):
+    deep = RAMP * np.uint16(scale)  # 12-bit-like and nearly full range
+    result = values(encoded(Image.fromarray(deep), kind))
+    assert np.array_equal(result, stretched(deep.astype(float)))
+    # by hand: the percentiles of 0..1599 are 7.995 and 1591.005; (800 - 7.995) / 1583.01 * 255 = 127.58
+    assert result.flat[[7, 8, 800, 1591, 1592]].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_few_hot_pixels_do_not_darken_the_rest():
+    deep = RAMP.copy()
+    deep[0, :4] = 65535
+    assert np.abs(values(deep)[1:] - values(RAMP)[1:]).max() <= 2
+
+
+def test_numbers_of_other_types():
+    assert np.array_equal(values(GREY.astype(np.int64)), GREY)  # integers within 0..255 stay
+    assert np.array_equal(values(GREY > 100), (GREY > 100) * 255)
+    signed = RAMP.astype(np.int32) - 1000
+    assert np.array_equal(values(signed), stretched(signed))
+    for kind in (np.float16, np.float32, np.float64):
+        unit = (RAMP / 1599).astype(kind)
+        assert np.array_equal(values(unit), stretched(unit.astype(float)))
+    assert np.array_equal(values(Image.fromarray(RAMP.astype(np.float32))), stretched(RAMP))  # mode F
+    assert np.array_equal(values(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF")), stretched(RAMP))
+    assert values(np.full((SIDE, SIDE), 5000, np.uint16)).max() == 0  # nothing to stretch
+    almost = np.zeros((SIDE, SIDE))
+    almost[0, 0] = 3.5
+    assert values(almost)[0, 0] == 255 and values(almost).sum() == 255
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_pixels_that_are_not_numbers(value):
+    array = np.ones((SIDE, SIDE))
+    array[3, 3] = value
+    with pytest.raises(ImageRefused, match="not finite numbers"):
+        read_image(array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(64),
+        np.zeros((2, 64, 64)),
+        np.zeros((64, 64, 2)),
+        np.zeros((64, 64, 4)),
+        np.zeros((64, 64), complex),
+        np.zeros((64, 64), object),
+        np.full((64, 64), "x"),
+    ],
+    ids=lambda array: f"{array.shape}-{array.dtype}",
+)
+def test_arrays_that_are_no_picture(array):
+    with pytest.raises(ImageRefused, match=r"an array of shape .* came"):
+        read_image(array)
+
+
+def test_arrays_with_channels():
+    assert np.array_equal(values(GREY[:, :, None]), GREY)
+    assert np.array_equal(values(np.dstack([GREY] * 3)), GREY)
+    deep = np.dstack([RAMP] * 3)
+    assert np.array_equal(values(deep), stretched(RAMP.astype(float)))
+
+
+def test_min_is_white_tiff():
+    """Pillow turns 8-bit pictures round on writing and reading; 16-bit ones it hands over as stored."""
+    for array, expected in ((GREY, GREY), (RAMP, 255 - stretched(RAMP.astype(float)))):
+        data = encoded(Image.fromarray(array), "TIFF", tiffinfo={262: 0})
+        assert Image.open(io.BytesIO(data)).tag_v2[262] == 0
+        assert np.array_equal(values(data), expected)
+
+
+# ---- palette, transparency, colour, orientation
+
+
+def test_palettes_are_looked_up():
+    indices = Image.fromarray(GREY // 16, mode="P")
+    indices.putpalette([level for index in range(16) for level in [255 - 10 * index] * 3])
+    for kind in ("PNG", "GIF", "TIFF"):
+        assert np.array_equal(values(encoded(indices, kind)), 255 - 10 * (GREY // 16).astype(int)), kind
+
+
+def test_transparent_parts_become_black():
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:, :10], alpha[:, 10:20] = 0, 128
+    expected = GREY.astype(float)
+    expected[:, :10] = 0
+    expected[:, 10:20] *= 128 / 255
+    for picture in (np.dstack([GREY] * 3 + [alpha]), np.dstack([GREY, alpha])):
+        picture = Image.fromarray(picture)
+        assert np.abs(values(encoded(picture, "PNG")) - expected).max() <= 1
+    assert np.abs(values(np.dstack([GREY] * 3 + [alpha])) - expected).max() <= 1
+    key = int(GREY[5, 5])
+    keyed = values(encoded(Image.fromarray(GREY), "PNG", transparency=key))
+    assert np.array_equal(keyed, GREY * (key != GREY))
+
+
+def test_bilevel():
+    assert np.array_equal(values(encoded(Image.fromarray(GREY > 100), "PNG")), (GREY > 100) * 255)
+
+
+def test_colour_threshold():
+    rgb = np.dstack([GREY // 2 + 60] * 3)
+    few = rgb.copy()
+    few[:1, :, 0] = 255  # a red line: 1 row of 64 is 1.6 %
+    assert read_image(few).mode == "L"
+    few[:2, :, 0] = 255  # 3.1 %
+    with pytest.raises(ImageRefused, match="in colour \\(3% of it\\)"):
+        read_image(few)
+    tinted = rgb.copy()
+    tinted[:, :, 2] -= 32  # a yellowish film
+    assert read_image(tinted).mode == "L"
+    tinted[:, :, 2] -= 1
+    with pytest.raises(ImageRefused, match="in colour \\(100% of it\\)"):
+        read_image(tinted)
+
+
+@pytest.mark.parametrize("kind,quality", [("JPEG", 20), ("JPEG", 95), ("WEBP", 20)])
+def test_colour_is_told_from_grey_after_compression(kind, quality):
+    assert read_image(encoded(Image.fromarray(GREY).convert("RGB"), kind, quality=quality)).mode == "L"
+    with pytest.raises(ImageRefused, match="in colour"):
+        read_image(encoded(colour_picture(), kind, quality=quality))
+
+
+TURNS = {  # EXIF 2.32, tag 274: how the stored picture is to be shown
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation(kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = Image.fromarray(GREY)
+    stored = values(encoded(picture, kind))  # as the codec leaves it
+    assert np.array_equal(values(encoded(picture, kind, exif=exif)), TURNS[orientation](stored))
+
+
+def test_exif_orientation_of_16_bit():
+    exif = Image.Exif()
+    exif[274] = 6
+    assert np.array_equal(
+        values(encoded(Image.fromarray(RAMP), "PNG", exif=exif)), np.rot90(stretched(RAMP.astype(float)), -1)
+    )
+
+
+def png_16_bit_rgb(array: np.ndarray) -> bytes:
+    """Pillow reads such files but cannot write them."""
+    rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in array)
+    return png(array.shape[1], array.shape[0], rows, depth=16, colour=2)
+
+
+def test_16_bit_rgb():
+    assert np.array_equal(values(png_16_bit_rgb(GREY.astype(np.uint16) * 257)), GREY)
+    with pytest.raises(ImageRefused, match="dark 16-bit picture in RGB"):  # only 7 grey levels would be left
+        read_image(png_16_bit_rgb(RAMP))
+
+
+# ---- frames
+
+
+def test_frames_are_counted_and_chosen(tmp_path):
+    bad = make_bad_files(tmp_path / "bad")
+    for name in ("multiframe.dcm", "pages.tif", "animated.png"):
+        assert frame_count(bad[name]) == 3
+        for index in range(3):
+            expected = np.asarray(grey_picture(seed=index))
+            assert np.array_equal(values(bad[name], frame=index), expected), (name, index)
+        for index in (3, -1):
+            with pytest.raises(ImageRefused, match=f"no frame {index}: there are 3"):
+                read_image(bad[name], frame=index)
+    for name, path in make_odd_files(tmp_path / "odd").items():
+        assert frame_count(path) == 1, name
+        assert read_image(path, frame=0).mode == "L"
+    assert frame_count(GREY) == 1 and frame_count(Image.fromarray(GREY)) == 1
+    with pytest.raises(ImageRefused, match="no picture"):
+        frame_count(bad["text.png"])
+
+
+def test_enhanced_multi_frame_keeps_rescale_and_window_per_frame(tmp_path):
+    def groups(sequence: str, **tags) -> list[Dataset]:
+        outer, inner = Dataset(), Dataset()
+        for keyword, value in tags.items():
+            setattr(inner, keyword, value)
+        setattr(outer, sequence, [inner])
+        return [outer]
+
+    frames = np.stack([RAMP, RAMP])
+    intercepts = (-1350, -1000)
+    rescales = [
+        groups("PixelValueTransformationSequence", RescaleSlope=1, RescaleIntercept=b, RescaleType="HU")[0]
+        for b in intercepts
+    ]
+    path = write_dicom(tmp_path / "ct.dcm", frames, Modality="CT", PerFrameFunctionalGroupsSequence=rescales)
+    for index, intercept in enumerate(intercepts):
+        assert np.array_equal(values(path, frame=index), lung_window(RAMP.astype(int) + intercept))
+    window = groups("FrameVOILUTSequence", WindowCenter=800.5, WindowWidth=1001)
+    path = write_dicom(tmp_path / "dx.dcm", frames, Modality="DX", SharedFunctionalGroupsSequence=window)
+    assert values(path, frame=1).flat[[300, 800, 1300]].tolist() == [0, 128, 255]
+
+
+# ---- DICOM grey levels, by hand
+
+
+def test_lung_window_by_hand():
+    hu = [-3000, -1350, -1347, -1000, -600, 0, 150, 3000]
+    assert lung_window(np.array(hu)).tolist() == [0, 0, 1, 60, 128, 230, 255, 255]
+
+
+def test_ct_is_shown_in_the_lung_window(tmp_path):
+    stored = RAMP.astype(np.int16)
+    expected = lung_window(stored * 2.0 - 1500)
+    rescale = {"Modality": "CT", "RescaleSlope": 2, "RescaleIntercept": -1500}
+    assert np.array_equal(values(write_dicom(tmp_path / "a.dcm", stored, **rescale)), expected)
+    soft = {"WindowCenter": 40, "WindowWidth": 400, **rescale}
+    assert np.array_equal(values(write_dicom(tmp_path / "b.dcm", stored, **soft)), expected)
+    inverse = {"PhotometricInterpretation": "MONOCHROME1", **rescale}  # HU mean the same however displayed
+    assert np.array_equal(values(write_dicom(tmp_path / "c.dcm", stored, **inverse)), expected)
+
+
+def test_ct_that_is_not_in_hounsfield_units(tmp_path):
+    capture = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0}
+    assert np.array_equal(values(write_dicom(tmp_path / "a.dcm", GREY, **capture)), GREY)
+    electron_density = {**capture, "RescaleType": "ED"}
+    assert np.array_equal(values(write_dicom(tmp_path / "b.dcm", RAMP, **electron_density)), stretched(RAMP))
+
+
+def test_real_ct_against_its_own_numbers():
+    file = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    hu = file.pixel_array.astype(float) - 1024
+    assert np.array_equal(values(file.filename), np.rint((hu.clip(-1350, 150) + 1350) / 1500 * 255))
+
+
+def test_monochrome1_is_turned(tmp_path):
+    for name, array, options in (
+        ("a.dcm", GREY, {}),
+        ("b.dcm", RAMP, {}),
+        ("c.dcm", RAMP, {"WindowCenter": 500, "WindowWidth": 300}),
+    ):
+        plain = values(write_dicom(tmp_path / name, array, Modality="DX", **options))
+        options["PhotometricInterpretation"] = "MONOCHROME1"
+        turned = values(write_dicom(tmp_path / name, array, Modality="DX", **options))
+        assert np.array_equal(turned, 255 - plain)
+    assert np.array_equal(values(tmp_path / "a.dcm"), 255 - GREY.astype(int))
+
+
+def test_8_bit_films_stay_as_they_are(tmp_path):
+    for tags in ({}, {"RescaleSlope": 1, "RescaleIntercept": 0}, {"BitsAllocated": 8}):
+        assert np.array_equal(values(write_dicom(tmp_path / "a.dcm", GREY, Modality="DX", **tags)), GREY)
+
+
+def test_films_without_a_window_are_stretched(tmp_path):
+    assert np.array_equal(values(write_dicom(tmp_path / "a.dcm", RAMP, Modality="DX")), stretched(RAMP))
+    rescaled = write_dicom(tmp_path / "b.dcm", RAMP, Modality="CR", RescaleSlope=-1, RescaleIntercept=1599)
+    assert np.array_equal(values(rescaled), stretched(1599.0 - RAMP))
+    padded = RAMP.copy()
+    padded[:, :20] = 60_000
+    path = write_dicom(tmp_path / "c.dcm", padded, Modality="DX", PixelPaddingValue=60_000)
+    assert np.array_equal(values(path)[:, 20:], stretched(RAMP[:, 20:]))
+
+
+@pytest.mark.parametrize(
+    "function,expected",
+    [  # PS3.3 C.11.2.1.2 and C.11.2.1.3, center 800, width 401, at 0, 600, 700, 800, 900, 1000, 1599
+        (
+            None,
+            [0, 0, 64, 128, 192, 255, 255],
+        ),  # ((x - 799.5) / 400 + 0.5) * 255: 700 -> 64.07, 800 -> 127.8, ...
+        ("LINEAR", [0, 0, 64, 128, 192, 255, 255]),
+        (
+            "LINEAR_EXACT",
+            [0, 0, 64, 128, 191, 255, 255],
+        ),  # ((x - 800) / 401 + 0.5) * 255: 600 -> 0.3, 900 -> 191.1
+        ("SIGMOID", [0, 31, 69, 128, 186, 224, 255]),  # 255 / (1 + exp(-4 (x - 800) / 401))
+    ],
+)
+def test_window_functions(tmp_path, function, expected):
+    tags = {"WindowCenter": [800, 1], "WindowWidth": [401, 2], "Modality": "DX"}  # the first of two is meant
+    if function:
+        tags["VOILUTFunction"] = function
+    result = values(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    assert result.flat[[0, 600, 700, 800, 900, 1000, 1599]].tolist() == expected
+
+
+def test_window_applies_to_rescaled_values(tmp_path):
+    rescale = {"RescaleSlope": 0.5, "RescaleIntercept": 100}
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, Modality="DX", WindowCenter=500.5, WindowWidth=401, **rescale
+    )
+    result = values(path)
+    assert result.flat[[400, 800, 1200]].tolist() == [0, 128, 255]  # stored 800 is 500
+
+
+@pytest.mark.parametrize("window", [(800, 0), (800, -5), (90_000, 100)])
+def test_an_unusable_window_is_passed_over(tmp_path, window):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, Modality="DX", WindowCenter=window[0], WindowWidth=window[1])
+    assert np.array_equal(values(path), stretched(RAMP))
+
+
+@pytest.mark.parametrize("bits,top", [(8, 255), (12, 4095), (16, 1023)])
+def test_voi_lut(tmp_path, bits, top):
+    """1,000 entries from stored value 300 on, falling; more entries than an 8-bit index could reach."""
+    table = np.linspace(top, 0, 1000).round().astype(np.uint16)
+    item = Dataset()
+    item.LUTDescriptor = [1000, 300, bits]
+    item.LUTData = table.tolist()
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    window = {"WindowCenter": 10, "WindowWidth": 5}  # the table is meant to win
+    path = write_dicom(tmp_path / "a.dcm", RAMP, Modality="DX", VOILUTSequence=[item], **window)
+    expected = np.rint(table[np.clip(RAMP.astype(int) - 300, 0, 999)] * (255 / top))
+    assert np.array_equal(values(path), expected)
+
+
+def test_palette_colour_dicom():
+    with pytest.raises(ImageRefused, match="in colour"):
+        read_image(get_testdata_file("examples_palette.dcm"))
+
+
+@pytest.mark.parametrize(
+    "name", ["CT_small", "MR_small", "693_J2KI", "examples_overlay", "image_dfl", "SC_rgb_jpeg", "JPEG2000"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_real_dicom_files_open(name):
+    path = get_testdata_file(f"{name}.dcm")
+    result = values(path)
+    file = pydicom.dcmread(path)
+    assert result.shape == (file.Rows, file.Columns) and result.std() > 0.5
+
+
+def test_transfer_syntaxes_agree():
+    """One real picture written in six ways: little and big endian, implicit, RLE, JPEG 2000, padded."""
+    plain = values(get_testdata_file("MR_small.dcm"))
+    for way in ("implicit", "bigendian", "expb", "RLE", "jp2klossless", "padded"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the padding
+            assert np.array_equal(values(get_testdata_file(f"MR_small_{way}.dcm")), plain), way
+
+
+def test_pixels_no_installed_decoder_can_read():
+    with pytest.raises(ImageRefused, match=r"compressed as JPEG Extended.*cannot be decoded.*uncompressed"):
+        read_image(get_testdata_file("JPGExtended.dcm"))
+
+
+@pytest.mark.parametrize("little,implicit", [(True, True), (True, False), (False, False)])
+def test_dicom_without_file_meta(tmp_path, little, implicit):
+    file = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", RAMP, Modality="DX"))
+    if not little:
+        file.PixelData = RAMP.astype(">u2").tobytes()
+    bare = Dataset({element.tag: element for element in file})
+    buffer = io.BytesIO()
+    dcmwrite(buffer, bare, implicit_vr=implicit, little_endian=little)
+    assert np.array_equal(values(buffer.getvalue()), stretched(RAMP))
+
+
+def test_kinds_that_are_refused(tmp_path):
+    def refused(message: str, modality: str | None = None, **tags) -> None:
+        with pytest.raises(ImageRefused, match=message):
+            read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags), modality=modality)
+
+    refused("localizer", Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    refused("FOR PROCESSING", Modality="DX", PresentationIntentType="FOR PROCESSING")
+    refused("modality MR, and this model reads CR, DX, RG", modality="xray", Modality="MR")
+    refused("modality DX, and this model reads CT", modality="ct", Modality="DX")
+    for tags in ({"Modality": "DX"}, {"Modality": "OT"}, {}):
+        assert read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags), modality="xray").mode == "L"
+    assert read_image(tmp_path / "a.dcm").mode == "L"
+    with pytest.raises(KeyError):
+        read_image(tmp_path / "a.dcm", modality="mri")
+
+
+# ---- nothing of the patient, nothing but ImageRefused
+
+
+@pytest.fixture
+def secretive(tmp_path) -> Path:
+    """A file whose patient elements break the standard's rules, so that pydicom quotes one once read."""
+    secrets = {"PatientBirthDate": "SECRET", "PatientAge": "SECRET", "StudyInstanceUID": "1.SECRET.2"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_dicom(tmp_path / "a.dcm", RAMP, PatientName="SECRET^NAME", PatientID="SECRET", **secrets)
+    assert path.read_bytes().count(b"SECRET") == 5
+    with pytest.warns(UserWarning, match="SECRET"):
+        assert pydicom.dcmread(path).StudyInstanceUID == "1.SECRET.2"
+    return path
+
+
+def test_nothing_of_the_patient_gets_out(secretive, caplog, capfd):
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    whole = secretive.read_bytes()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        picture = read_image(secretive)
+        for data in (whole[:-500], whole[: len(whole) // 10]):
+            with pytest.raises(ImageRefused) as refusal:
+                read_image(data)
+            assert "SECRET" not in str(refusal.value) and refusal.value.__suppress_context__
+    assert b"SECRET" not in encoded(picture, "PNG") and not picture.info
+    said = caplog.text + "".join(str(warning.message) for warning in heard) + "".join(capfd.readouterr())
+    assert "SECRET" not in said
+
+
+def test_pydicoms_traceback_stays_out_of_the_log_and_its_logger_is_left_alone(caplog):
+    names = ("pydicom", "pydicom.pixels.decoders.base")
+    before = [list(logging.getLogger(name).filters) for name in names]
+    with pytest.raises(ImageRefused):
+        read_image(get_testdata_file("JPGExtended.dcm"))
+    assert not caplog.records
+    assert [logging.getLogger(name).filters for name in names] == before
+    logging.getLogger("pydicom").warning("heard")
+    assert "heard" in caplog.text
+
+
+def test_metadata_does_not_survive():
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("Patient", "SECRET")
+    exif = Image.Exif()
+    exif[315] = "SECRET"
+    data = encoded(Image.fromarray(GREY), "PNG", pnginfo=text, exif=exif, icc_profile=b"SECRET")
+    assert Image.open(io.BytesIO(data)).info
+    for source in (data, Image.open(io.BytesIO(data))):
+        picture = read_image(source)
+        assert not picture.info and b"SECRET" not in encoded(picture, "PNG")
+
+
+def test_the_callers_picture_and_array_are_left_alone():
+    exif = Image.Exif()
+    exif[274] = 6
+    source = Image.open(io.BytesIO(encoded(Image.fromarray(GREY), "PNG", exif=exif)))
+    read_image(source)
+    assert source.size == (GREY.shape[1], GREY.shape[0]) and source.getexif()[274] == 6
+    array = RAMP.copy()
+    result = read_image(array)
+    assert np.array_equal(array, RAMP)
+    result.putpixel((0, 0), 9)
+    own = GREY.copy()
+    read_image(own).putpixel((0, 0), 9)
+    assert np.array_equal(own, GREY)
+
+
+WAYS = {  # of writing a picture
+    "png": {"format": "PNG"},
+    "jpeg": {"format": "JPEG"},
+    "progressive jpeg": {"format": "JPEG", "progressive": True},
+    "tiff": {"format": "TIFF"},
+    "lzw tiff": {"format": "TIFF", "compression": "tiff_lzw"},
+    "webp": {"format": "WEBP"},
+    "bmp": {"format": "BMP"},
+    "gif": {"format": "GIF"},
+    "animated gif": {"format": "GIF", "save_all": True, "append_images": [grey_picture(48, 48, 1)]},
+}
+REAL = ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_implicit.dcm", "headless"]
+
+
+def sample(name: str) -> bytes:
+    if name in WAYS:
+        buffer = io.BytesIO()
+        grey_picture(48, 48).save(buffer, **WAYS[name])
+        return buffer.getvalue()
+    if name == "headless":  # no preamble
+        return sample("MR_small.dcm")[132:]
+    return Path(get_testdata_file(name)).read_bytes()
+
+
+@pytest.mark.parametrize("name", [*WAYS, *REAL])
+@pytest.mark.filterwarnings("ignore")
+def test_files_cut_short_are_refused_or_whole(name):
+    """Cut at many places: never half a picture, never anything but ImageRefused."""
+    data = sample(name)
+    whole = None if name == "animated gif" else values(data)
+    refused = 0
+    for length in np.linspace(1, len(data) - 1, 60).astype(int):
+        try:
+            assert np.array_equal(values(data[:length]), whole), length
+        except ImageRefused as refusal:
+            refused += 1
+            assert "Accepted is" in str(refusal)
+    assert refused >= 50
+
+
+@pytest.mark.parametrize("name", [*WAYS, *REAL])
+@pytest.mark.filterwarnings("ignore")
+def test_files_with_wrong_bytes_raise_nothing_but_a_refusal(name):
+    data = sample(name)
+    generator = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        broken = bytearray(data)
+        for place in generator.integers(0, min(len(data), 1500), 5):
+            broken[place] = generator.integers(256)
+        try:
+            assert frame_count(bytes(broken)) >= 1
+            outcomes.add(read_image(bytes(broken)).mode)
+        except ImageRefused as refusal:
+            outcomes.add("refused")
+            assert "Accepted is" in str(refusal)
+    assert "refused" in outcomes and outcomes <= {"refused", "L"}
+
+
+# ---- the real pictures
+
+
+def test_every_real_picture_opens_unchanged(shared_data):
+    paths = sorted(shared_data.rglob("*.jpg"))
+    assert len(paths) == 3143
+    for path in paths[::30]:
+        assert np.array_equal(values(path), np.asarray(Image.open(path))), path.name
+    assert min(read_image(next(shared_data.rglob("ct_000490.jpg"))).size) == 61  # the smallest
