@@ -172,7 +172,7 @@ def _stored_values(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
 
 
 def _check_boxes(frame: bytes) -> None:
-    """Walk as pydicom does from box to box to the JPEG 2000 codestream; at an empty box it would stay for ever."""
+    """Walk as pydicom does from box to box to the JPEG 2000 codestream; at an empty one it stays for ever."""
     offset = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
     while offset < len(frame) and frame[offset + 4 : offset + 8] != b"jp2c":
         length = int.from_bytes(frame[offset : offset + 4], "big")

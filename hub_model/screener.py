@@ -102,7 +102,13 @@ class Screener:
         """Grey picture (mode "L") -> float tensor (3, H, W), just as in training."""
         return self._folder.transform(image)
 
-    def screen(self, source: Any, operating_point: str | None = None, heat_map: bool = False) -> Finding:
+    def screen(
+        self,
+        source: Any,
+        operating_point: str | None = None,
+        heat_map: bool = False,
+        frame: int | None = None,
+    ) -> Finding:
         """Judge one picture.
 
         Args:
@@ -110,6 +116,7 @@ class Screener:
             operating_point: a name in `operating_points`; by default the first, which is ``sensitivity`` on an
                 evaluated model.
             heat_map: also say where the model looked (about doubles the time).
+            frame: which frame of a file that holds several (see `hub_model.images.frame_count`).
 
         Returns:
             A `Finding`; unreadable and foreign pictures give one with ``decision="refused"`` and the reasons.
@@ -125,7 +132,7 @@ class Screener:
             )
 
         try:
-            image = read_image(source)
+            image = read_image(source, frame=frame, modality=self.modality)
         except ImageRefused as refusal:
             return finding(REFUSED, reasons=(str(refusal),))
         if is_blank(image):

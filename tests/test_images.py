@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
+from pydicom.uid import JPEG2000Lossless
 
 from hub_model import dicom, images
 from hub_model.dicom import lung_window
@@ -171,10 +173,14 @@ def test_size_is_checked_before_a_pixel_is_decoded(monkeypatch, tmp_path):
     def never(*_, **__):
         raise AssertionError("decoded")
 
+    vast = bytearray(encoded(grey_picture(), "GIF", save_all=True, append_images=[grey_picture(seed=1)]))
+    vast[6:10] = (8000).to_bytes(2, "little") * 2  # the screen on which frames are put together
     monkeypatch.setattr(Image.Image, "load", never)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     with pytest.raises(ImageRefused, match="too large"):
         read_image(png(20_000, 100))
+    with pytest.raises(ImageRefused, match="too large, 8000 x 8000"):
+        read_image(bytes(vast), frame=1)
     monkeypatch.setattr(dicom, "pixel_array", never)
     with pytest.raises(ImageRefused, match="too large, 20000 x 20000"):
         read_image(write_dicom(tmp_path / "a.dcm", GREY, Rows=20_000, Columns=20_000))
@@ -217,6 +223,7 @@ def test_a_few_hot_pixels_do_not_darken_the_rest():
     assert np.abs(values(deep)[1:] - values(RAMP)[1:]).max() <= 2
 
 
+@pytest.mark.filterwarnings("error")
 def test_numbers_of_other_types():
     assert np.array_equal(values(GREY.astype(np.int64)), GREY)  # integers within 0..255 stay
     assert np.array_equal(values(GREY > 100), (GREY > 100) * 255)
@@ -553,6 +560,26 @@ def test_pixels_no_installed_decoder_can_read():
         read_image(get_testdata_file("JPGExtended.dcm"))
 
 
+def as_jpeg2000(path: Path, frame: bytes) -> Path:
+    file = pydicom.dcmread(write_dicom(path, GREY))
+    file.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    file.PixelData = encapsulate([frame])
+    file["PixelData"].is_undefined_length = True
+    file.save_as(path)
+    return path
+
+
+def test_jpeg2000_wrapped_in_a_jp2_file(tmp_path, monkeypatch):
+    """Against the standard, but seen; pydicom walks such a file's boxes, and never leaves an empty one."""
+    wrapped = encoded(Image.fromarray(GREY), "JPEG2000")
+    assert wrapped[4:8] == b"jP  "
+    assert np.array_equal(values(as_jpeg2000(tmp_path / "a.dcm", wrapped)), GREY)
+    endless = as_jpeg2000(tmp_path / "b.dcm", wrapped[:12] + bytes(100))
+    monkeypatch.setattr(dicom, "pixel_array", lambda *_, **__: pytest.fail("handed to pydicom"))
+    with pytest.raises(ImageRefused, match="cannot be decoded"):
+        read_image(endless)
+
+
 @pytest.mark.parametrize("little,implicit", [(True, True), (True, False), (False, False)])
 def test_dicom_without_file_meta(tmp_path, little, implicit):
     file = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", RAMP, Modality="DX"))
@@ -594,6 +621,13 @@ def secretive(tmp_path) -> Path:
     with pytest.warns(UserWarning, match="SECRET"):
         assert pydicom.dcmread(path).StudyInstanceUID == "1.SECRET.2"
     return path
+
+
+def test_no_element_is_read_but_those_listed(secretive):
+    with secretive.open("rb") as stream:
+        read = {element.keyword for element in dicom.read_header(stream).tags}
+    assert "Rows" in read and read <= {*dicom.TAGS, "SpecificCharacterSet"}
+    assert not any(word in tag for tag in dicom.TAGS for word in ("Patient", "Name", "Date", "UID", "Study"))
 
 
 def test_nothing_of_the_patient_gets_out(secretive, caplog, capfd):

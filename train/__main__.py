@@ -13,6 +13,7 @@ VERBS = {
     "phantom": "phantom:phantom",
     "prepare": "prepare:prepare_command",
     "explore": "explore:explore",
+    "start": "starting_points:start",
     "fit": "fit:fit",
     "evaluate": "evaluation:evaluate",
     "audit": "audits:audit",

@@ -69,10 +69,19 @@ AUGMENTATIONS = {
         "ct": Augmentation(degrees=10, zoom=(0.85, 1.05), stretch=0.1, mirror=0.5, gamma=(0.8, 1.25),
                            window=0.1, corner=0.1, largest=0.2),
     },
+    # what the shipped CT network was trained with: figures come cut, scaled and windowed in many ways
+    "medium": {
+        "xray": Augmentation(degrees=8, zoom=(0.8, 1.05), stretch=0.1, mirror=0.5, fill="border",
+                             gamma=(0.7, 1.4), window=0.12, equalise=0.2, coarse=0.25, coarsest=0.5,
+                             corner=0.25, largest=0.2),
+        "ct": Augmentation(degrees=12, zoom=(0.75, 1.05), stretch=0.15, mirror=0.5, gamma=(0.75, 1.33),
+                           window=0.12, coarse=0.25, coarsest=0.5, corner=0.1, largest=0.2),
+    },
+    # against telling collections apart: tones, sharpness, margins and the power spectrum mean nothing
     "strong": {
         "xray": Augmentation(degrees=12, zoom=(0.65, 1.05), stretch=0.2, mirror=0.5, fill="border",
-                             gamma=(0.5, 2.0), window=0.25, equalise=0.5, spectrum=0.3, coarse=0.5,
-                             coarsest=0.3, noise=0.04, margin=0.3, widest=0.15, corner=0.3, hole=0.3,
+                             gamma=(0.6, 1.6), window=0.15, equalise=0.5, spectrum=0.3, coarse=0.5,
+                             coarsest=0.3, noise=0.02, margin=0.3, widest=0.15, corner=0.3, hole=0.3,
                              largest=0.3),
         "ct": Augmentation(degrees=20, zoom=(0.65, 1.1), stretch=0.25, mirror=0.5, gamma=(0.6, 1.7),
                            window=0.2, equalise=0.3, coarse=0.5, coarsest=0.3, noise=0.03,

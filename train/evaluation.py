@@ -62,7 +62,7 @@ def evaluate(
             "the data that fit was given; for new data, use `covid-xct score`, which never touches the calibration."
         )
     started = time.monotonic()
-    other = _other_modality(data, folder.modality, split)
+    other = _other_modality(data, folder.modality, seed)
     folder = _calibrate(folder, parts, other, seed, half)
     validation = predict(folder, parts["validation"], "validation")
     test = predict(folder, parts["test"], "test")
@@ -123,12 +123,13 @@ def _earlier(path: Path, again: bool) -> int:
     return int(earlier.get("test_scored", 1))
 
 
-def _other_modality(data, modality: str, split: dict):
+def _other_modality(data, modality: str, seed: int):
+    """The other modality's parts, for the guard to tell apart; None where the data has one modality only."""
     other = next(m for m in hub_folder.MODALITIES if m != modality)
     try:
-        return load_data(data, modality=other, **split)
+        return load_data(data, modality=other, seed=seed)
     except DataRefused:
-        return None  # the data has one modality only
+        return None
 
 
 def _calibrate(folder: hub_folder.HubFolder, parts, other, seed: int, half: bool) -> hub_folder.HubFolder:

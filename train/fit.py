@@ -42,6 +42,11 @@ def fit(
     model_args: Annotated[str, typer.Option(help='JSON for timm.create_model, as \'{"pad_type": "same"}\'')] = "{}",
     split: Annotated[str, typer.Option(help="family, official or random (leaks; for demonstration)")] = "family",
     seed: Annotated[int, typer.Option(help="seed of the split, the weights and the order of the images")] = 0,
+    without_source: Annotated[
+        list[str] | None, typer.Option(help="source that is kept out of training and validation; may repeat")
+    ] = None,
+    input_size: Annotated[int | None, typer.Option(help="side in pixels, instead of the recipe's")] = None,
+    augment: Annotated[str | None, typer.Option(help="row of train/augment.py, instead of the recipe's")] = None,
     epochs: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="global batch size, instead of the recipe's")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="instead of the recipe's")] = None,
@@ -67,7 +72,7 @@ def fit(
     settings = {key: str(value) for key, value in sorted(locals().items()) if key not in ("out", "overwrite", "report")}
     out = out or Path("runs") / f"{modality}-{variant}"
     row = choose_recipe(recipe, variant, transfer=bool(init or pretrained), epochs=epochs, batch=batch,
-                        learning_rate=learning_rate)  # fmt: skip
+                        learning_rate=learning_rate, input_size=input_size, augment=augment)  # fmt: skip
     torch.manual_seed(seed)
     build = backbones.build(variant, init=init, pretrained=pretrained, model_args=_parse(model_args),
                             input_size=row.input_size, mean=mean, std=std)  # fmt: skip
@@ -75,13 +80,16 @@ def fit(
     parts = load_data(data, modality=modality, seed=seed, split=split)
     config = hub_folder.make_config(build.architecture, build.model_args, build.pretrained_cfg, build.model.num_features)
     transform = hub_folder.transform_of(config)
-    train = training.read_images(parts["train"], transform, config["pretrained_cfg"], "train")
-    validation = training.read_images(parts["validation"], transform, config["pretrained_cfg"], "validation")
+    known = without(parts, without_source or [])
+    train = training.read_images(known["train"], transform, config["pretrained_cfg"], "train")
+    validation = training.read_images(known["validation"], transform, config["pretrained_cfg"], "validation")
     _check_classes(train, validation)
     if teacher:
-        train = distillation.with_teachers(train, parts["train"], teacher, unlabelled, transform, config, distil)
+        train = distillation.with_teachers(train, known["train"], teacher, unlabelled, transform, config, distil)
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
+    if row.probe and last is None:
+        training.probe_head(trainer.network, train, trainer.batches, trainer.sampler().weights)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
@@ -96,6 +104,7 @@ def fit(
             **fingerprint(parts),
             "seed": seed,
             "split": split,
+            "without_source": without_source or [],
             "recipe": {"name": recipe or default_recipe(variant, bool(init or pretrained)), **asdict(row)},
             "settings": _portable(settings),
             "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
@@ -124,6 +133,20 @@ def choose_recipe(name: str | None, variant: str, transfer: bool, **changes) -> 
     if name not in RECIPES:
         raise FitRefused(f"Unknown recipe {name!r}. Known are {', '.join(RECIPES)}.")
     return replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})
+
+
+def without(parts, sources: list[str]):
+    """The parts without some sources' rows.
+
+    Raises:
+        FitRefused: the data has no such source.
+    """
+    known = {source for part in parts.values() for source in part.unique("source")}
+    if unknown := set(sources) - known:
+        raise FitRefused(f"No source {', '.join(sorted(unknown))} in the data; it has {', '.join(sorted(known))}.")
+    if not sources:
+        return parts
+    return parts.filter(lambda source: source not in sources, input_columns="source")
 
 
 def _parse(model_args: str) -> dict:
@@ -193,6 +216,7 @@ def _trainer(build, config, row, train, validation, modality, checkpoints, seed,
         remove_unused_columns=False,
         restore_callback_states_from_checkpoint=True,
         dataloader_num_workers=0,
+        dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
         bf16=bf16,
         seed=seed,
@@ -214,8 +238,6 @@ def _trainer(build, config, row, train, validation, modality, checkpoints, seed,
     trainer.add_callback(training.Progress())
     if row.average:
         trainer.add_callback(training.Average(trainer, row.average))
-    if row.freeze_norms:
-        trainer.add_callback(training.FrozenNorms(trainer, row.freeze_norms))
     if row.stop_patience:
         trainer.add_callback(training.StopOnTrainingAccuracy(trainer, row.stop_min_delta, row.stop_patience))
     trainer.add_callback(training.Complete())

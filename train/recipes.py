@@ -19,7 +19,12 @@ class Recipe:
         epochs: Passes over the training images, at most.
         learning_rate: Of the head, at its highest.
         backbone_lr: Factor on it for all but the head.
+        layer_decay: Further factor for each stage away from the head (Clark et al. 2020, arXiv:2003.10555).
+        freeze_stages: Stages, the stem being the first, that stay as they came.
+        probe: C of a logistic regression on frozen features that the head starts from; 0 starts at random, which
+            distorts the features that came with the weights (Kumar et al. 2022, arXiv:2202.10054).
         epsilon: Adam's.
+        beta2: Adam's decay of squared gradients.
         schedule: "constant" or "cosine" (to zero).
         warm_up: Share of the steps in which the learning rate rises from zero.
         weight_decay: Decoupled (AdamW), on kernels only; 0 means plain Adam.
@@ -42,7 +47,11 @@ class Recipe:
     epochs: int
     learning_rate: float
     backbone_lr: float = 1.0
+    layer_decay: float = 1.0
+    freeze_stages: int = 0
+    probe: float = 0.0
     epsilon: float = KERAS_EPSILON
+    beta2: float = 0.999
     schedule: str = "constant"
     warm_up: float = 0.0
     weight_decay: float = 0.0
@@ -70,11 +79,12 @@ RECIPES = {
     "covid_cnn_3": Recipe(batch=32, epochs=20, learning_rate=0.001),
     "covid_cnn_4": Recipe(batch=32, epochs=10, learning_rate=0.01, l2=0.01, l2_kernels=PENALISED),
     "covid_cnn_5": Recipe(batch=32, epochs=10, learning_rate=0.001, l2=0.01, l2_kernels=PENALISED),
-    # from ImageNet weights: a slow backbone under a fast head, and whatever keeps a network from learning a
-    # few hundred pictures by heart
-    "transfer": Recipe(batch=32, epochs=30, learning_rate=1e-3, backbone_lr=0.3, epsilon=1e-8,
-                       schedule="cosine", warm_up=0.1, weight_decay=0.02, label_smoothing=0.1, average=0.99,
-                       freeze_norms=2, balance="source", augment="strong"),
+    # from ImageNet weights: first the head alone, then all but the first stages, slowly and with batch norm
+    # as it came. On validation, thrice the backbone's rate or a random head lost what came from ImageNet
+    "transfer": Recipe(batch=12, epochs=10, learning_rate=3e-4, backbone_lr=0.3, layer_decay=0.85,
+                       freeze_stages=2, probe=0.01, epsilon=1e-8, schedule="cosine", warm_up=0.1,
+                       weight_decay=0.02, label_smoothing=0.1, average=0.98, freeze_norms=10,
+                       balance="source", augment="medium"),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                       weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from timm.models import group_parameters
 from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
@@ -150,8 +151,10 @@ class RecipeTrainer(Trainer):
             self.data_collator = collate
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.recipe.balance is None:
-            return super()._get_train_sampler(train_dataset)
+        return super()._get_train_sampler(train_dataset) if self.recipe.balance is None else self.sampler()
+
+    def sampler(self) -> BalancedSampler:
+        """The balanced order of the training images."""
         images = self.train_dataset
         return BalancedSampler(images.labels, images.sources, self.recipe.balance == "source", self.args.seed)
 
@@ -160,10 +163,14 @@ class RecipeTrainer(Trainer):
             groups = parameter_groups(self.network, self.recipe)
             adam = torch.optim.AdamW if self.recipe.weight_decay else torch.optim.Adam
             # epsilon as in Keras for the documented recipes; PyTorch's own otherwise
-            self.optimizer = adam(groups, lr=self.recipe.learning_rate, eps=self.recipe.epsilon)
+            self.optimizer = adam(
+                groups, lr=self.recipe.learning_rate, betas=(0.9, self.recipe.beta2), eps=self.recipe.epsilon
+            )
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            self._freeze_norms()
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         loss = F.cross_entropy(logits, inputs["targets"]) + self._penalty()
@@ -179,6 +186,14 @@ class RecipeTrainer(Trainer):
             self.hits += int((logits.argmax(1) == inputs["labels"])[known].sum())
             self.seen += int(known.sum())
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _freeze_norms(self) -> None:
+        """Batch norm of frozen stages, and every other in the first epochs, keeps the statistics it came with: those of
+        a small batch of a new kind of picture are too rough while the head is still settling."""
+        early = (self.state.epoch or 0) < self.recipe.freeze_norms
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.train(not early and module.weight.requires_grad)
 
     def _penalty(self):
         """Keras' L2: the coefficient times the sum of squares of each named kernel, in the loss itself."""
@@ -199,20 +214,68 @@ class RecipeTrainer(Trainer):
             self.network.load_state_dict(own)
 
 
+def stage_of(network: torch.nn.Module) -> dict[str, int]:
+    """Parameter name -> how deep its stage lies, 0 being the stem; the head's is the highest (timm's own grouping)."""
+    return group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+
+
 def parameter_groups(network: torch.nn.Module, recipe: Recipe) -> list[dict]:
-    """Parameter groups: head and backbone with their own learning rates, no weight decay on norms and biases."""
+    """Parameter groups: a learning rate for each stage, no weight decay on norms and biases, frozen stages left out."""
     head = {id(p) for p in network.get_classifier().parameters()}
-    groups: dict[tuple[bool, bool], list] = {}
-    for parameter in network.parameters():
-        groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
+    stages = stage_of(network)
+    deepest = max(stages.values())
+    groups: dict[tuple[float, bool], list] = {}
+    for name, parameter in network.named_parameters():
+        is_head = id(parameter) in head
+        if stages[name] < recipe.freeze_stages and not is_head:
+            parameter.requires_grad_(False)
+            continue
+        factor = 1.0 if is_head else recipe.backbone_lr * recipe.layer_decay ** (deepest - stages[name])
+        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": recipe.learning_rate * (1 if is_head else recipe.backbone_lr),
+            "lr": recipe.learning_rate * factor,
             "weight_decay": recipe.weight_decay if decays else 0.0,
         }
-        for (is_head, decays), parameters in groups.items()
+        for (factor, decays), parameters in groups.items()
     ]
+
+
+@torch.inference_mode()
+def probe_head(network: torch.nn.Module, images: Images, batches: Batches, weights: torch.Tensor) -> None:
+    """Start the head from a logistic regression on the frozen features of the pictures and of one changed copy of each.
+
+    Args:
+        network: its classifier is overwritten.
+        images: the training images; those without a label are passed over.
+        batches: how they are standardised and changed.
+        weights: (N,) how often the sampler draws each image.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    labelled = torch.nonzero(images.labels >= 0).flatten()
+    plain = Batches(batches.pretrained_cfg, batches.modality)
+    network.eval()
+    features = []
+    for collate in (plain, batches):
+        for chosen in track(labelled.split(32), "fitting the head", transient=True):
+            pixels = collate([images[int(index)] for index in chosen])["pixel_values"]
+            features.append(network.forward_head(network.forward_features(pixels), pre_logits=True).float())
+    features = torch.cat(features)
+    mean, deviation = features.mean(0), features.std(0)
+    deviation += 1e-3 * deviation.mean() + 1e-8
+    weight = weights[labelled].numpy()
+    model = LogisticRegression(C=batches.recipe.probe, max_iter=300).fit(
+        ((features - mean) / deviation).numpy(),
+        images.labels[labelled].repeat(2).numpy(),
+        sample_weight=np.tile(weight / weight.mean(), 2),
+    )
+    slope = torch.from_numpy(model.coef_[0]).float() / deviation
+    intercept = float(model.intercept_[0]) - float(slope @ mean)
+    head = network.get_classifier()
+    head.weight.copy_(torch.stack([-slope, slope]).view_as(head.weight) / 2)
+    head.bias.copy_(torch.tensor([-intercept, intercept]) / 2)
 
 
 class Average(TrainerCallback):
@@ -244,20 +307,6 @@ class Complete(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
-
-
-class FrozenNorms(TrainerCallback):
-    """Batch norm keeps its ImageNet statistics for the first epochs: those of a small batch of a new kind of picture
-    are too rough while the head is still random."""
-
-    def __init__(self, trainer: RecipeTrainer, epochs: float) -> None:
-        self.trainer, self.epochs = trainer, epochs
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        frozen = (state.epoch or 0) < self.epochs
-        for module in self.trainer.network.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.train(not frozen)
 
 
 class StopOnTrainingAccuracy(TrainerCallback, ExportableState):

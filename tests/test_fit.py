@@ -1,0 +1,252 @@
+"""Training through its door: a run on phantoms ends in a hub folder, resumes exactly, and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hub_model import Screener, hub_folder
+from train import fit as fitting
+from train import training
+from train.fit import FitRefused, choose_recipe, fit
+from train.recipes import RECIPES, Recipe
+from train.training import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory) -> Path:
+    """A folder in the documented layout: COVID slices are brighter on one side, so there is something to learn."""
+    root = tmp_path_factory.mktemp("archive") / "COVID-19 Dataset"
+    rng = np.random.default_rng(0)
+    for label, side in (("COVID", 0), ("Non-COVID", 1)):
+        folder = root / "CT" / label
+        folder.mkdir(parents=True)
+        for index in range(24):
+            grey = rng.normal(90, 40, (64, 64))
+            grey[:, 32 * side : 32 * side + 32] += 60
+            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A recipe small enough for a test: two epochs at 32 pixels."""
+    row = Recipe(batch=8, epochs=2, learning_rate=3e-3, input_size=32, average=0.9, augment="light", balance="class",
+                 weight_decay=0.01)  # fmt: skip
+    monkeypatch.setitem(RECIPES, "tiny", row)
+
+
+def run(archive, out, **changes):
+    arguments = {"data": [str(archive)], "modality": "ct", "variant": SMALL, "recipe": "tiny", "out": out}
+    return fit(**(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(archive, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=2, learning_rate=3e-3, input_size=32))
+        return run(archive, tmp_path_factory.mktemp("runs") / "ct")
+
+
+def test_a_run_ends_in_a_hub_folder_that_stock_loaders_open(finished):
+    screener = Screener.from_pretrained(finished)
+    provenance = screener.screening["provenance"]
+    assert not screener.screening["calibrated"] and len(provenance["history"]) == 2
+    assert provenance["recipe"]["name"] == "tiny" and len(provenance["split_sha256"]) == 64
+    stock = timm.create_model(f"local-dir:{finished}", pretrained=True).eval()
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(stock(pixels), screener.model(pixels))
+    assert {p.suffix for p in finished.rglob("*") if p.is_file()} <= {".json", ".safetensors"}
+    assert str(Path.home()) not in (finished / "screening.json").read_text()
+
+
+def test_what_training_feeds_is_what_the_screener_feeds(finished, archive):
+    """Bit for bit: the bytes kept for training, standardised, are the one preprocessing's output."""
+    from train.dataset import load_data
+
+    folder = hub_folder.load(finished)
+    part = load_data([str(archive)], modality="ct")["validation"]
+    images = read_images(part, folder.transform, folder.config["pretrained_cfg"], "validation")
+    batch = Batches(folder.config["pretrained_cfg"], "ct")([images[i] for i in range(len(images))])
+    for row, pixels in zip(part, batch["pixel_values"], strict=True):
+        assert torch.equal(pixels, folder.transform(row["image"].convert("L")))
+
+
+def test_a_killed_run_resumes_to_the_same_weights(archive, tmp_path, monkeypatch):
+    unbroken = run(archive, tmp_path / "unbroken", epochs=3)
+    saves = []
+
+    class Killed(Exception):
+        pass
+
+    def die(self, args, state, control, **kwargs):
+        saves.append(state.global_step)
+        if len(saves) == 2:
+            raise Killed  # after the second checkpoint was written, before it was marked as whole
+
+    with monkeypatch.context() as patch:
+        whole = training.Complete.on_save
+
+        def on_save(self, *args, **kwargs):
+            die(self, *args, **kwargs)
+            whole(self, *args, **kwargs)
+
+        patch.setattr(training.Complete, "on_save", on_save)
+        with pytest.raises(Killed):
+            run(archive, tmp_path / "broken", epochs=3)
+    assert (tmp_path / "broken" / "trainer").is_dir()
+    resumed = run(archive, tmp_path / "broken", epochs=3)
+    first, second = (load_file(path / hub_folder.WEIGHTS) for path in (unbroken, resumed))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_other_settings_do_not_resume_and_nothing_is_overwritten(archive, finished, tmp_path):
+    with pytest.raises(FitRefused, match="holds a finished run"):
+        run(archive, finished)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FitRefused, match="is no run folder"):
+        run(archive, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    fitting._open_run(tmp_path / "half", {"seed": "0"}, overwrite=False)
+    with pytest.raises(FitRefused, match=r"other settings \(seed\)"):
+        fitting._open_run(tmp_path / "half", {"seed": "1"}, overwrite=False)
+
+
+def test_bad_settings_are_refused_before_any_work(archive, tmp_path):
+    with pytest.raises(FitRefused, match="Known are covid_cnn_baseline"):
+        run(archive, tmp_path / "x", recipe="magic")
+    with pytest.raises(ValueError, match="Unknown network 'covid_cnn_9'"):
+        run(archive, tmp_path / "x", variant="covid_cnn_9")
+    with pytest.raises(FitRefused, match="is no JSON"):
+        run(archive, tmp_path / "x", model_args="pad_type=same")
+    with pytest.raises(FitRefused, match="No source nih"):
+        run(archive, tmp_path / "x", without_source=["nih"])
+    assert not (tmp_path / "x" / hub_folder.CONFIG).exists()
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(archive, tmp_path):
+    with pytest.raises(training.TrainingFailed, match=r"became (nan|inf) at step \d+ .*batch with .*\.png"):
+        run(archive, tmp_path / "x", learning_rate=1e30)
+
+
+def test_every_variant_has_a_recipe_and_chooses_it():
+    from hub_model.covid_cnn import VARIANTS
+
+    assert VARIANTS.keys() <= RECIPES.keys()
+    assert all(choose_recipe(None, name, transfer=False) == RECIPES[name] for name in VARIANTS)
+    assert choose_recipe(None, "resnet18", transfer=True) == RECIPES["transfer"]
+    assert choose_recipe(None, "resnet18", transfer=False, epochs=7).epochs == 7
+
+
+def test_balanced_sampler_draws_classes_and_sources_alike():
+    labels = torch.tensor([0] * 900 + [1] * 100)
+    sources = np.array(["a"] * 800 + ["b"] * 100 + ["c"] * 100)
+    sampler = BalancedSampler(labels, sources, by_source=True, seed=0)
+    drawn = np.concatenate([list(sampler) for _ in range(20)])
+    assert np.mean(labels.numpy()[drawn]) == pytest.approx(0.5, abs=0.02)
+    share = np.mean(sources[drawn] == "a") / np.mean(sources[drawn] == "b")
+    assert share == pytest.approx(8**0.5, rel=0.1)
+    first = list(sampler)
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
+def test_parameter_groups_by_stage():
+    network = timm.create_model("resnet18", num_classes=2)
+    row = Recipe(batch=1, epochs=1, learning_rate=1.0, backbone_lr=0.5, layer_decay=0.1, freeze_stages=2, weight_decay=0.3)
+    groups = parameter_groups(network, row)
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert rate[id(network.fc.weight)] == (1.0, 0.3) and rate[id(network.fc.bias)] == (1.0, 0.0)
+    assert id(network.conv1.weight) not in rate and not network.conv1.weight.requires_grad
+    deep, shallow = rate[id(network.layer4[0].conv1.weight)][0], rate[id(network.layer2[0].conv1.weight)][0]
+    assert shallow == pytest.approx(deep / 100)
+
+
+def test_keras_penalty_is_the_sum_of_squares(archive):
+    row = replace(RECIPES["covid_cnn_2"])
+    network = timm.create_model("covid_cnn_2", num_classes=2)
+    named = dict(network.named_parameters())
+    expected = 0.01 * sum(float(named[name].detach().square().sum()) for name in row.l2_kernels)
+
+    class Holder(training.RecipeTrainer):
+        def __init__(self):
+            self.recipe = row
+
+        network = property(lambda self: network)
+
+    assert float(Holder()._penalty()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mixup_keeps_totals():
+    torch.manual_seed(0)
+    pixels, targets = torch.rand(6, 1, 4, 4), torch.eye(2)[torch.tensor([0, 1, 1, 0, 1, 1])]
+    mixed, soft = mix(pixels, targets, 0.4)
+    torch.testing.assert_close(mixed.mean(0), pixels.mean(0))
+    torch.testing.assert_close(soft.sum(1), torch.ones(6))
+    assert mix(pixels, targets, 0)[0] is pixels
+
+
+def test_standardise_is_torchvisions_arithmetic():
+    from torchvision.transforms.functional import normalize
+
+    pixels, cfg = torch.rand(2, 1, 5, 5), {"mean": [0.3, 0.4, 0.5], "std": [0.1, 0.2, 0.7]}
+    assert torch.equal(standardise(pixels, cfg), normalize(pixels.expand(-1, 3, -1, -1), cfg["mean"], cfg["std"]))
+
+
+def test_two_processes_train_as_one(archive, tmp_path):
+    """torchrun with two processes and the same global batch: the same weights but for the order of float additions."""
+    command = ["-m", "train", "fit", "--data", str(archive), "--modality", "ct", "--variant", "covid_cnn_3",
+               "--epochs", "1", "--batch", "8", "--out"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run([sys.executable, *command, str(one)], cwd=ROOT, check=True, env=environment, capture_output=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, *command, str(two)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (load_file(path / hub_folder.WEIGHTS) for path in (one, two))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=2e-3)
+    rows = [json.loads((path / "screening.json").read_text())["provenance"]["history"][-1] for path in (one, two)]
+    assert rows[0]["validation_loss"] == pytest.approx(rows[1]["validation_loss"], abs=0.02)
+
+
+def test_a_process_killed_for_real_resumes(archive, tmp_path):
+    """SIGKILL in the middle of training; the same command finishes the run."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "train", "fit", "--data", str(archive), "--modality", "ct", "--variant", SMALL,
+               "--recipe", "scratch", "--epochs", "3", "--batch", "8", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("trainer/checkpoint-*/complete.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (out / hub_folder.CONFIG).exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(json.loads((out / "screening.json").read_text())["provenance"]["history"]) == 3
+    shutil.rmtree(out)

@@ -1,0 +1,170 @@
+"""Does the model read lungs, or something else that gives the label away?
+
+Each audit asks how far one gets with what should not tell: the picture's margin, its blurred outline, the collection
+it came from (Maguolo & Nanni 2021, arXiv:2004.12823; DeGrave et al. 2021, Nature Machine Intelligence 3:610-619).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image, ImageOps
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from hub_model import hub_folder
+
+from .dataset import load_data
+from .evaluation import WrongData, fingerprint
+from .metrics import family_weights, figures, record
+from .predict import predict
+
+CENTRE = 0.6
+"""Side of the blacked-out (or the only kept) middle of the picture, as a share of its sides: it holds the lungs."""
+COARSE = 16
+THUMBNAIL = 32
+
+
+def borders_only(image: Image.Image) -> Image.Image:
+    """The picture with its centre blacked out."""
+    box = _centre(image)
+    changed = image.copy()
+    changed.paste(0, box)
+    return changed
+
+
+def centre_only(image: Image.Image) -> Image.Image:
+    """The picture with everything but its centre blacked out."""
+    box = _centre(image)
+    changed = Image.new("L", image.size, 0)
+    changed.paste(image.crop(box), box)
+    return changed
+
+
+def coarse_only(image: Image.Image) -> Image.Image:
+    """What is left of the picture in 16 x 16 pixels."""
+    return image.resize((COARSE, COARSE), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
+
+
+def _centre(image: Image.Image) -> tuple[int, int, int, int]:
+    margin = (1 - CENTRE) / 2
+    width, height = image.size
+    return round(width * margin), round(height * margin), round(width * (1 - margin)), round(height * (1 - margin))
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="evaluated hub folder")],
+    data: Annotated[list[str], typer.Option(help="what fit was given; may repeat")],
+    fold: Annotated[
+        list[Path] | None, typer.Option(help="run of the same settings fitted --without-source; may repeat")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
+) -> dict:
+    """Audit RUN on the test part and add the figures to its evaluation.json.
+
+    Returns:
+        ``changed`` pictures (borders_only, centre_only, coarse_only) and ``thumbnail``, each with AUROC on the same
+        test images; ``source``, how well the collection can be told from what the network sees; ``unseen_source``,
+        AUROC of each left-out source against the Non-COVID test images.
+
+    Raises:
+        FolderRefused: RUN has not been evaluated.
+        WrongData: DATA is not what RUN was trained on, or a fold left out no source.
+    """
+    folder = hub_folder.load(run)
+    evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
+    split = {key: evaluation["data"][key] for key in ("seed", "split")}
+    parts = load_data(data, modality=folder.modality, **split)
+    if fingerprint(parts)["split_sha256"] != evaluation["data"]["split_sha256"]:
+        raise WrongData(f"{run} was evaluated on other data or another split. Give the data that evaluate was given.")
+    test = parts["test"]
+    changed = {}
+    for change in (borders_only, centre_only, coarse_only):
+        found = predict(folder, test, change.__name__, change)
+        changed[change.__name__] = _auroc(found.labels, found.margins, found.families, seed)
+    evaluation["audits"] = {
+        "changed": changed,
+        "thumbnail": _thumbnail(parts, seed),
+        "source": _source(folder, parts, seed),
+        "unseen_source": {
+            name: row for path in fold or [] for name, row in _unseen(path, parts, folder.modality, seed).items()
+        },
+    }
+    hub_folder.write_json(folder.path / hub_folder.EVALUATION, evaluation)
+    return evaluation["audits"]
+
+
+def _auroc(labels, margins, families, seed: int) -> dict:
+    return figures(labels, expit(margins), families, {}, seed)["auroc"]
+
+
+def thumbnails(part) -> np.ndarray:
+    """(n, 1024) equalised thumbnails in 0..1: the trivial cue of ``data``'s own description."""
+    small = (row["image"].convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for row in part)
+    return np.stack([np.asarray(ImageOps.equalize(image), np.float32).ravel() / 255 for image in small])
+
+
+def _thumbnail(parts, seed: int) -> dict:
+    """Logistic regression on equalised 32 x 32 thumbnails: whoever does not beat it has learnt nothing of lungs.
+
+    Also by source, against the same source's other class where it has one, else against all of the other class.
+    """
+    cue = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
+    cue.fit(thumbnails(parts["train"]), parts["train"]["label"])
+    margins = cue.decision_function(thumbnails(parts["test"]))
+    labels, families, sources = (np.array(parts["test"][key]) for key in ("label", "family", "source"))
+    rows = {"all": _auroc(labels, margins, families, seed)}
+    for source in np.unique(sources):
+        mask = sources == source
+        if len(set(labels[mask])) == 2:
+            rows[str(source)] = _auroc(labels[mask], margins[mask], families[mask], seed)
+    return rows
+
+
+def _source(folder, parts, seed: int) -> dict:
+    """How often the collection is told from what the network sees, trained on the train part, within each class."""
+    train, test = (predict(folder, parts[name], f"sources of {name}") for name in ("train", "test"))
+    result = {}
+    for index, label in enumerate(hub_folder.LABELS):
+        mask, seen = test.labels == index, train.labels == index
+        if len(set(train.sources[seen])) < 2:
+            continue
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
+        classifier.fit(train.features[seen], train.sources[seen])
+        hits = classifier.predict(test.features[mask]) == test.sources[mask]
+        units = test.families[mask]
+        weights = family_weights(units, seed=seed)
+        samples = (weights @ hits) / weights.sum(1)
+        chance = max(np.unique(test.sources[mask], return_counts=True)[1]) / mask.sum()
+        share = record("accuracy", hits.mean(), samples, len(hits), len(np.unique(units)))
+        result[label] = {**share, "largest_source": round(float(chance), 6)}
+    return result
+
+
+def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
+    """AUROC of the sources a fold never saw: all their COVID images against the Non-COVID images of the test part."""
+    import datasets
+
+    folder = hub_folder.load(path)
+    left_out = folder.screening.get("provenance", {}).get("without_source") or []
+    if not left_out or folder.modality != modality:
+        raise WrongData(f"{path} is no fold of this run: fit it on the same data with --without-source NAME.")
+    everything = datasets.concatenate_datasets(list(parts.values()))
+    rows = {}
+    for source in left_out:
+        own = everything.filter(lambda s, source=source: s == source, input_columns="source")
+        others = parts["test"].filter(
+            lambda s, label, source=source: s != source and label == 0, input_columns=["source", "label"]
+        )
+        pictures = datasets.concatenate_datasets([own, others])
+        found = predict(folder, pictures, f"{source}, never seen")
+        rows[source] = _auroc(found.labels, found.margins, found.families, seed)
+        if len(set(own["label"])) == 2:
+            inside = found.sources == source
+            rows[f"inside {source}"] = _auroc(
+                found.labels[inside], found.margins[inside], found.families[inside], seed
+            )
+    return rows
