@@ -76,7 +76,7 @@ def audit(
     """
     folder = hub_folder.load(run)
     evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
-    split = {key: evaluation["data"][key] for key in ("seed", "split")}
+    split = {key: evaluation["data"][key] for key in ("seed", "split", "families")}
     parts = load_data(data, modality=folder.modality, **split)
     if fingerprint(parts)["split_sha256"] != evaluation["data"]["split_sha256"]:
         raise WrongData(f"{run} was evaluated on other data or another split. Give the data that evaluate was given.")

@@ -53,7 +53,8 @@ def evaluate(
     folder = hub_folder.load(run)
     before = _earlier(folder.path, again)
     provenance = folder.screening.get("provenance", {})
-    split = {"seed": provenance.get("seed", 0), "split": provenance.get("split", "family")}
+    split = {"seed": 0, "split": "family", "families": "found"}
+    split |= {key: provenance[key] for key in split if key in provenance}
     parts = load_data(data, modality=folder.modality, **split)
     marks = fingerprint(parts)
     if provenance.get("split_sha256") not in (None, marks["split_sha256"]):

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
+from accelerate import PartialState
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -41,6 +42,7 @@ def fit(
     pretrained: Annotated[bool, typer.Option(help="start from timm's weights on the Hub")] = False,
     model_args: Annotated[str, typer.Option(help='JSON for timm.create_model, as \'{"pad_type": "same"}\'')] = "{}",
     split: Annotated[str, typer.Option(help="family, official or random (leaks; for demonstration)")] = "family",
+    families: Annotated[str, typer.Option(help="found (look-alikes too) or known (the collection's groups)")] = "found",
     seed: Annotated[int, typer.Option(help="seed of the split, the weights and the order of the images")] = 0,
     without_source: Annotated[
         list[str] | None, typer.Option(help="source that is kept out of training and validation; may repeat")
@@ -76,8 +78,10 @@ def fit(
     torch.manual_seed(seed)
     build = backbones.build(variant, init=init, pretrained=pretrained, model_args=_parse(model_args),
                             input_size=row.input_size, mean=mean, std=std)  # fmt: skip
-    checkpoints = _open_run(out, settings, overwrite)
-    parts = load_data(data, modality=modality, seed=seed, split=split)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    with processes.main_process_first():  # the others find the run folder opened and the data prepared
+        checkpoints = _open_run(out, settings, overwrite and processes.is_main_process)
+        parts = load_data(data, modality=modality, seed=seed, split=split, families=families)
     config = hub_folder.make_config(build.architecture, build.model_args, build.pretrained_cfg, build.model.num_features)
     transform = hub_folder.transform_of(config)
     known = without(parts, without_source or [])
@@ -91,8 +95,8 @@ def fit(
     if row.probe and last is None:
         training.probe_head(trainer.network, train, trainer.batches, trainer.sampler().weights)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    trainer.accelerator.wait_for_everyone()
-    if not trainer.is_world_process_zero():
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
         return out
     model = training.best_network(trainer)
     screening = {
@@ -104,6 +108,7 @@ def fit(
             **fingerprint(parts),
             "seed": seed,
             "split": split,
+            "families": families,
             "without_source": without_source or [],
             "recipe": {"name": recipe or default_recipe(variant, bool(init or pretrained)), **asdict(row)},
             "settings": _portable(settings),
@@ -218,6 +223,7 @@ def _trainer(build, config, row, train, validation, modality, checkpoints, seed,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
+        use_cpu=not torch.cuda.is_available(),
         bf16=bf16,
         seed=seed,
         report_to=report,
