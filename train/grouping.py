@@ -1,0 +1,110 @@
+"""Gives every picture its family: the union of what collections know, of equal pixels, and of look-alikes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits
+
+from . import families
+from .leak_report import CONTRADICTORY
+from .manifest import Entry
+from .reading import column_of
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 of the code that finds look-alikes: what another version found is not used again."""
+    return hashlib.sha256(Path(families.__file__).read_bytes()).hexdigest()
+
+
+def group(entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, look: bool, jobs: int) -> None:
+    """Set `family` of every readable picture; drop families whose members contradict each other in their
+    label.
+
+    Args:
+        entries: all pictures read.
+        chunks: working files with their descriptors.
+        folder: for the result of the search, which a later run of the same pictures takes up.
+        look: whether look-alikes are searched.
+        jobs: threads of the search.
+    """
+    good = [entry for entry in entries if not entry.refused]
+    tokens = [[*entry.known, f"pixels {entry.pixels}"] for entry in good]
+    for modality in sorted({entry.modality for entry in good}) if look else ():
+        places = [place for place, entry in enumerate(good) if entry.modality == modality]
+        found = _look_alikes([good[place] for place in places], chunks, folder, modality, jobs)
+        for place, name in zip(places, found, strict=True):
+            tokens[place].append(f"{modality} {name}")
+    for members in _joined(tokens):
+        family = [good[index] for index in members]
+        name = min(entry.pixels for entry in family)[:16]  # named after its contents
+        contradictory = len({entry.label for entry in family}) > 1
+        for entry in family:
+            entry.family = name
+            entry.refused = CONTRADICTORY if contradictory else None
+
+
+def _look_alikes(
+    entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, modality: str, jobs: int
+) -> list[str]:
+    """A family name per picture of one modality."""
+    known = _names([[*entry.known, f"pixels {entry.pixels}"] for entry in entries])
+    told = json.dumps([code_hash(), [entry.pixels for entry in entries], known])
+    result = folder / f"families-{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    if result.exists():
+        return json.loads(result.read_text("utf-8"))
+    records = np.zeros(len(entries), families.RECORD)
+    for place, (_, descriptor) in enumerate(column_of(entries, chunks, "descriptor")):
+        records[place] = np.frombuffer(descriptor, families.RECORD)[0]
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Thousands of small matrix products: their own threads would cost eight times the work they save
+    with Progress(*columns, console=Console(stderr=True)) as progress, threadpool_limits(1):
+        task = progress.add_task(f"comparing {modality} pictures", total=None)
+        found = families.find_families(
+            records,
+            known,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            jobs=jobs,
+        )
+    partial = result.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found), "utf-8")
+    os.replace(partial, result)
+    return found
+
+
+def _names(tokens: Sequence[Sequence[str]]) -> list[str]:
+    """One name per item; equal where items share a token, directly or through others."""
+    names = [""] * len(tokens)
+    for number, members in enumerate(_joined(tokens)):
+        for index in members:
+            names[index] = str(number)
+    return names
+
+
+def _joined(tokens: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Indices of the items that share a token, directly or through others (connected components)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers: dict[str, int] = {}
+    pairs = [
+        (index, len(tokens) + numbers.setdefault(token, len(numbers)))
+        for index, own in enumerate(tokens)
+        for token in own
+    ]
+    if not pairs:
+        return []
+    heads, tails = np.array(pairs).T
+    size = len(tokens) + len(numbers)
+    graph = coo_array((np.ones(len(pairs)), (heads, tails)), (size, size))
+    found: dict[int, list[int]] = {}
+    for index, component in enumerate(connected_components(graph, directed=False)[1][: len(tokens)]):
+        found.setdefault(component, []).append(index)
+    return list(found.values())

@@ -1,0 +1,253 @@
+"""From collections of files to a data set one can trust: read, group, split, prove, write.
+
+The folder it writes, which `datasets.load_dataset` opens anywhere:
+
+data/{train,validation,test}-*.parquet   the pictures, encoded, and what is known of them manifest.parquet
+every file met: hash, size, mode, family, part, or why it was refused split.json who went where: kind, seed,
+ratios, hash leak_report.json, families.png           families of copies, and what a random split would have
+done README.md                                the data set card
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import joblib
+import typer
+from rich.console import Console
+
+from hub_model.hub_folder import LABELS
+
+from .files import ZIP_LIMIT, DataRefused
+from .grouping import code_hash, group
+from .labels import Row
+from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
+from .manifest import Entry, write_manifest
+from .reading import column_of, entries_of, fingerprint, read_all
+from .sources import open_sources
+from .split import RATIOS, assign_splits, audit
+from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
+
+SMALL = 256
+"""Pictures for which starting further processes does not pay."""
+
+MAX_UNREADABLE = 0.05
+"""Share of unreadable files above which a collection is not trusted."""
+
+LISTED = 20
+"""Unreadable files named in a message."""
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+
+
+def prepare(
+    sources: Annotated[list[str], typer.Argument(help="folder, zip, data set or Hub id, as [NAME=]PATH")],
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    modality: Annotated[str | None, typer.Option(help="xray or ct: where the pictures do not say")] = None,
+    split: Annotated[str, typer.Option(help="family, official (from a column) or random (leaks)")] = "family",
+    seed: Annotated[int, typer.Option(help="of the split")] = 0,
+    ratios: Annotated[
+        tuple[float, float, float], typer.Option(help="shares of train, validation, test")
+    ] = RATIOS,
+    families: Annotated[
+        str, typer.Option(help="found (look-alikes too) or known (the collection's groups)")
+    ] = "found",
+    labels: Annotated[list[str] | None, typer.Option(help="further class name, as Normal=Non-COVID")] = None,
+    long_side: Annotated[
+        int | None, typer.Option(help="store at most so many pixels a side; default: as they are")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="processes; by default one per core")] = None,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="needed for a random split")] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(help="share of unreadable files to put up with")
+    ] = MAX_UNREADABLE,
+    zip_limit: Annotated[int, typer.Option(help="bytes that an archive may unpack to")] = ZIP_LIMIT,
+) -> Path:
+    """Write one trustworthy data set from one or several collections; a killed run resumes when called again.
+
+    Pictures are stored as 8-bit grey: the file itself where it is that and says nothing else, else a PNG.
+    Work in progress lies beside the folder (OUT.partial).
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataRefused: input or output that cannot be used; nothing is left at `out`.
+        LeakError: the split would leak.
+    """
+    out = Path(out).expanduser()
+    settings = {
+        "split": split,
+        "seed": seed,
+        "ratios": list(ratios),
+        "families": families,
+        "long_side": long_side,
+    }
+    _check(settings, allow_leak)
+    rows = _ordered(open_sources(sources, modality, labels, zip_limit))
+    settings["inputs"] = fingerprint(rows, settings)
+    if _is_finished(out, settings["inputs"]):
+        return out
+    with _writing(out):
+        partial = out.with_name(out.name + ".partial")
+        (partial / "work").mkdir(parents=True, exist_ok=True)
+        pictures = [row for row in rows if row.skipped is None]
+        jobs = jobs or (joblib.cpu_count() if len(pictures) > SMALL else 1)
+        reading = {"long_side": long_side, "describe": code_hash() if families == "found" else None}
+        chunks = read_all(pictures, partial / "work", reading, jobs)
+        entries = entries_of(pictures, chunks)
+        _stop_if_unreadable(entries, max_unreadable, partial)
+        group(entries, chunks, partial / "work", families == "found", jobs)
+        _split(entries, settings)
+        others = [Entry.of(row) for row in rows if row.skipped is not None]
+        _write(partial / "final", entries, others, chunks, settings)
+        os.replace(partial / "final", out)
+        shutil.rmtree(partial, ignore_errors=True)
+    _tell(out, [*entries, *others])
+    return out
+
+
+def _check(settings: Mapping, allow_leak: bool) -> None:
+    if settings["split"] == "random" and not allow_leak:
+        raise DataRefused(
+            "A random split puts copies of one original, and pictures of one patient, on both sides: every"
+            " score on it is a memory test. Use split 'family', or allow the leak knowingly (--allow-leak) to"
+            " measure it."
+        )
+    if settings["families"] not in ("found", "known"):
+        raise DataRefused(f"Families {settings['families']!r}: accepted are 'found' and 'known'.")
+    if settings["long_side"] is not None and settings["long_side"] < 32:
+        raise DataRefused(
+            f"Long side {settings['long_side']}: at least 32 pixels are needed to see anything."
+        )
+
+
+def _is_finished(out: Path, inputs: str) -> bool:
+    """Whether this very data set is there already.
+
+    Raises:
+        DataRefused: something else is there.
+    """
+    with _writing(out):
+        told = out / SPLIT_FILE
+        if told.is_file() and json.loads(told.read_text("utf-8")).get("inputs") == inputs:
+            return True
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataRefused(
+                f"{out}: something else is there already. Name a new folder, or remove this one first."
+            )
+    return False
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say in words what a failed write means."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DataRefused(
+                f"{out}: the disk is full; nothing was written there. Make room (about twice the size of the"
+                f" pictures) and run again: the finished work in {out.name}.partial is not redone."
+            ) from error
+        if error.errno in NO_PLACE:
+            raise DataRefused(
+                f"{out}: cannot be written ({error.strerror}). Name a folder that can be."
+            ) from error
+        raise
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
+    """Mix classes and sources by a hash of the names: the first rows of a stream are then no single class."""
+    names = Counter((row.source, row.path) for row in rows)
+    twice = [f"{source}/{path}" for (source, path), count in names.items() if count > 1]
+    if twice:
+        raise DataRefused(
+            f"{twice[0]}: met twice ({len(twice)} such files). Give each source a name: first=path"
+            " second=path."
+        )
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{row.source}\0{row.path}".encode()).digest())
+
+
+def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -> None:
+    bad = [entry for entry in entries if entry.refused]
+    if len(bad) <= limit * len(entries):
+        return
+    listing = partial / "unreadable.txt"
+    listing.write_text("".join(f"{entry.source}/{entry.path}\t{entry.refused}\n" for entry in bad), "utf-8")
+    shown = "; ".join(f"{entry.path}: {entry.refused}" for entry in bad[:LISTED])
+    raise DataRefused(
+        f"{len(bad)} of {len(entries)} pictures cannot be read, more than {limit:.0%}:"
+        f" {shown}{f'; and more, all listed in {listing}' if len(bad) > LISTED else ''}. Repair or remove"
+        " them and run again, or put up with more (--max-unreadable)."
+    )
+
+
+def _split(entries: Sequence[Entry], settings: Mapping) -> None:
+    """Give every accepted picture its part, and prove that no family straddles two."""
+    good = [entry for entry in entries if not entry.refused]
+    for modality in sorted({entry.modality for entry in good}) or ["nothing usable"]:
+        present = sorted({LABELS[entry.label] for entry in good if entry.modality == modality})
+        if len(present) < len(LABELS):
+            raise DataRefused(
+                f"{modality}: {'only the class ' + present[0] if present else 'no class'} is there; both"
+                f" {' and '.join(LABELS)} are needed. Add pictures of the other class, or join a source that"
+                " has them."
+            )
+    splits = assign_splits(good, settings["split"], settings["seed"], settings["ratios"])
+    for entry, part in zip(good, splits, strict=True):
+        entry.split = part
+        if part is None:
+            later = "a later official part holds a member of its family"
+            entry.refused = later if entry.official_split else "it is in no official part"
+    if settings["split"] != "random":
+        audit(entry for entry in good if entry.split)
+
+
+def _write(
+    folder: Path,
+    entries: Sequence[Entry],
+    others: Sequence[Entry],
+    chunks: Sequence[Path],
+    settings: Mapping,
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    placed = [entry for entry in entries if entry.split]
+    sizes = write_pictures(folder / "data", column_of(placed, chunks, "image"))
+    write_manifest(folder / MANIFEST_FILE, [*entries, *others])
+    write_split(folder / SPLIT_FILE, placed, settings)
+    write_card(folder / "README.md", placed, sizes, settings)
+    report = json.dumps(leak_report(entries, settings), indent=2, ensure_ascii=False)
+    (folder / "leak_report.json").write_text(report + "\n", "utf-8")
+    families = families_of(entries)
+    pictures = {
+        (entry.family, entry.source, entry.path): image
+        for entry, image in column_of(sheet_entries(families), chunks, "image")
+    }
+    contact_sheet(pictures, families).save(folder / "families.png")
+
+
+def _tell(out: Path, entries: Sequence[Entry]) -> None:
+    """A line for whoever started it; nothing is left out in silence."""
+    placed = [entry for entry in entries if entry.split]
+    left_out = Counter(
+        "unreadable" if entry.pixels is None and entry.chunk >= 0 else entry.refused
+        for entry in entries
+        if entry.refused
+    )
+    text = f"{out}: {len(placed):,} pictures, {len({entry.family for entry in placed}):,} families"
+    if left_out:
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in left_out.most_common())
+        text += f". Left out, by name in {MANIFEST_FILE}: {reasons}"
+    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)

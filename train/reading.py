@@ -1,0 +1,215 @@
+"""Reads every picture of a collection once, in chunks that are files: a killed run does not redo finished
+ones."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hub_model.images import ACCEPTED, ImageRefused, read_image
+
+from .families import describe
+from .files import Cell, is_dicom, read_bytes
+from .labels import Row
+from .manifest import Entry
+
+FORMAT = 2
+CHUNK = 64
+"""Pictures per unit of resumable work."""
+
+PLAIN_INFO = frozenset(
+    {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "progressive", "progression"}
+)
+"""What a JPEG or PNG may say besides its pixels and still be kept byte for byte: nothing about a patient."""
+
+NO_PATIENT = frozenset({"", "0", "none", "unknown", "anonymous", "anon", "anonymized", "anonymised"})
+FOUND = ("sha256", "pixels", "bytes", "width", "height", "mode", "refused")
+
+
+def fingerprint(rows: Sequence[Row], settings: Mapping) -> str:
+    """SHA-256 over files (names, sizes, times), what their collections say of them, and the settings."""
+    told = [
+        (row.source, row.path, row.stamp, row.label, row.modality, row.known, row.official_split, row.skipped)
+        for row in rows
+    ]
+    text = json.dumps([FORMAT, dict(settings), told], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1) -> list[Path]:
+    """Read all pictures into chunk files in `folder`, those left there by an earlier run excepted.
+
+    Args:
+        rows: the pictures.
+        folder: of the chunk files.
+        settings: `long_side` (pixels or None) and `describe` (the version of the descriptors, None for none).
+        jobs: processes.
+
+    Returns:
+        The chunk files, in the order of `rows`.
+    """
+    import joblib
+
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    targets = [folder / f"{fingerprint(part, settings)[:32]}.parquet" for part in parts]
+    todo = [(part, target) for part, target in zip(parts, targets, strict=True) if not target.exists()]
+    left = sum(len(part) for part, _ in todo)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("reading pictures", total=len(rows), completed=len(rows) - left)
+        calls = (joblib.delayed(_read_chunk)(_loaded(part), target, settings) for part, target in todo)
+        jobs = max(1, min(jobs, len(todo)))
+        for count in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls):
+            progress.advance(task, count)
+    return targets
+
+
+def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
+    """What was found out about every picture, in the order of `rows`."""
+    import pyarrow.parquet as pq
+
+    entries: list[Entry] = []
+    for number, chunk in enumerate(chunks):
+        for place, record in enumerate(pq.read_table(chunk, columns=[*FOUND, "patient"]).to_pylist()):
+            row = rows[len(entries)]
+            entry = Entry.of(replace(row, known=(*row.known, *record["patient"])), chunk=number, place=place)
+            for name in FOUND:
+                setattr(entry, name, record[name])
+            entries.append(entry)
+    return entries
+
+
+def column_of(entries: Sequence[Entry], chunks: Sequence[Path], column: str) -> Iterator[tuple[Entry, bytes]]:
+    """Stream one binary column ("image" or "descriptor") of the given entries, chunk by chunk."""
+    import pyarrow.parquet as pq
+
+    by_chunk: dict[int, list[Entry]] = {}
+    for entry in entries:
+        by_chunk.setdefault(entry.chunk, []).append(entry)
+    for number in sorted(by_chunk):
+        values = pq.read_table(chunks[number], columns=[column])[column]
+        for entry in by_chunk[number]:
+            yield entry, values[entry.place].as_py()
+
+
+def _loaded(rows: Sequence[Row]) -> list[Row]:
+    """Rows as another process can read them: cells of a data set become bytes here."""
+    return [replace(row, ref=_cell_bytes(row.ref)) if isinstance(row.ref, Cell) else row for row in rows]
+
+
+def _cell_bytes(cell: Cell) -> bytes:
+    """Empty where there is nothing: an empty file is refused with its reason like any other."""
+    try:
+        return read_bytes(cell)
+    except OSError:
+        return b""
+
+
+def _read_chunk(rows: Sequence[Row], target: Path, settings: Mapping) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist([_record(row, settings) for row in rows], schema=_chunk_schema())
+    partial = target.with_suffix(f".{os.getpid()}")
+    pq.write_table(table, partial, compression="none")
+    os.replace(partial, target)
+    return len(rows)
+
+
+def _chunk_schema():
+    import pyarrow as pa
+
+    types = {
+        "image": pa.large_binary(),
+        "descriptor": pa.large_binary(),
+        "patient": pa.list_(pa.string()),
+        **{name: pa.string() for name in FOUND},
+        **{name: pa.int64() for name in ("bytes", "width", "height")},
+    }
+    return pa.schema(types.items())
+
+
+def _record(row: Row, settings: Mapping) -> dict:
+    """Everything the rest needs to know of one file; a file that cannot be read is a record with a reason."""
+    record: dict = {"patient": []}
+    try:
+        content = read_bytes(row.ref)
+        record |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        header = _header(content)
+        record |= {"mode": header.mode, "width": header.width, "height": header.height}
+        grey = read_image(content, modality=row.modality)
+    except (ImageRefused, OSError) as error:
+        return record | {"refused": _reason(error)}
+    return record | {
+        "pixels": hashlib.sha256(repr(grey.size).encode() + grey.tobytes()).hexdigest(),
+        "image": _encoded(content, grey, header.plain, settings["long_side"]),
+        "descriptor": describe(grey).tobytes() if settings["describe"] else None,
+        "patient": header.patient,
+    }
+
+
+def _reason(error: Exception) -> str:
+    """A refusal for a list in which the file's name stands beside it: without name, path and general
+    advice."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.removeprefix("The picture: ").removesuffix(ACCEPTED).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a file says of itself before its pixels are decoded."""
+
+    mode: str | None = None
+    width: int | None = None
+    height: int | None = None
+    plain: bool = False
+    patient: tuple[str, ...] = ()
+
+
+def _header(content: bytes) -> _Header:
+    """Never fails: what is wrong with a file is for `read_image` to say."""
+    try:
+        if is_dicom(content[:132]):
+            return _dicom_header(content)
+        with Image.open(io.BytesIO(content)) as image:
+            plain = image.mode == "L" and image.format in ("JPEG", "PNG") and image.info.keys() <= PLAIN_INFO
+            return _Header(f"{image.format} {image.mode}", *image.size, plain)
+    except Exception:  # decoders raise what they like on damaged headers
+        return _Header()
+
+
+def _dicom_header(content: bytes) -> _Header:
+    """Patient and study are kept as hashes, to group by, and in the working files only."""
+    import pydicom
+
+    tags = ["PatientID", "StudyInstanceUID", "PhotometricInterpretation", "Rows", "Columns"]
+    header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=tags)
+    ids = {name: str(header.get(name) or "").strip() for name in tags[:2]}
+    patient = [
+        hashlib.sha256(f"{name}:{value}".encode()).hexdigest()
+        for name, value in ids.items()
+        if value.lower() not in NO_PATIENT
+    ]
+    mode = f"DICOM {header.get('PhotometricInterpretation', '')}".strip()
+    return _Header(mode, header.get("Columns"), header.get("Rows"), patient=tuple(patient))
+
+
+def _encoded(content: bytes, grey: Image.Image, plain: bool, long_side: int | None) -> bytes:
+    """The file itself where it is an 8-bit grey JPEG or PNG that says nothing else; a lossless PNG
+    otherwise."""
+    longest = max(grey.size)
+    if long_side and longest > long_side:
+        width, height = (max(1, round(side * long_side / longest)) for side in grey.size)
+        grey = grey.resize((width, height), Image.Resampling.LANCZOS)
+    elif plain:
+        return content
+    target = io.BytesIO()
+    grey.save(target, "PNG", compress_level=4)
+    return target.getvalue()

@@ -1,0 +1,204 @@
+"""Which part a picture goes to: whole families, stratified, reproducible; and the proof that none straddles
+two.
+
+Copies of one original, or pictures of one patient, on both sides of a split turn a score into a memory test
+(Kapoor & Narayanan, Patterns 4(9), 2023, 'Leakage and the reproducibility crisis', type L1.4).
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from hub_model.hub_folder import LABELS
+
+from .files import DataRefused
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("family", "official", "random")
+RATIOS = (0.70, 0.15, 0.15)
+"""Shares of train, validation and test."""
+
+LEAKING = "LEAKING"
+"""What a random split is marked with wherever it shows up."""
+
+Stratum = tuple[str, ...]
+
+
+class LeakError(DataRefused):
+    """A split that has one family, or one picture, on two sides."""
+
+
+class Picture(Protocol):
+    """What splitting needs to know of a picture; `official_split` and `split` may be None."""
+
+    path: str
+    source: str
+    label: int
+    modality: str
+    family: str
+    official_split: str | None
+    split: str | None
+    pixels: str
+
+
+def assign_splits(
+    rows: Sequence[Picture], kind: str = "family", seed: int = 0, ratios: Sequence[float] = RATIOS
+) -> list[str | None]:
+    """Deal pictures to train, validation and test.
+
+    Args:
+        rows: the pictures; their `split` is not looked at.
+        kind: "family" keeps families together; "official" takes `official_split` for the modalities that have
+            it and treats the others as "family"; "random" deals single pictures and so leaks copies.
+        seed: of the order in which equals are dealt. The order of `rows` does not matter.
+        ratios: shares of train, validation and test, of the pictures of every class and source.
+
+    Returns:
+        "train", "validation" or "test" per row; None for a picture that must be left out: it has no official
+        part, or a later part holds a member of its family.
+
+    Raises:
+        DataRefused: unknown kind, bad ratios, or a class with too few families to be in all three parts.
+    """
+    if kind not in KINDS:
+        raise DataRefused(f"Split {kind!r}: accepted are {', '.join(map(repr, KINDS))}.")
+    if len(ratios) != len(SPLITS) or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+        raise DataRefused(
+            f"Ratios {tuple(ratios)}: needed are three shares above 0 that add up to 1, as {RATIOS}."
+        )
+    if kind == "random":
+        return _dealt(rows, [f"{row.source}/{row.path}" for row in rows], seed, ratios)
+    if kind == "family":
+        return _dealt(rows, [row.family for row in rows], seed, ratios)
+    return _official(rows, seed, ratios)
+
+
+def audit(rows: Iterable[Picture]) -> None:
+    """Prove that no family and no picture (by its pixels) is in two parts.
+
+    Raises:
+        LeakError: names the first few families that straddle, and how many there are.
+    """
+    homes: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        if row.split not in SPLITS or not row.family:
+            raise LeakError(
+                f"{row.path} has the family {row.family!r} and the part {row.split!r}; both must be set."
+            )
+        homes["family", row.family].setdefault(row.split, row.path)
+        homes["picture", row.pixels].setdefault(row.split, row.path)
+    straddling = [(kind, name, parts) for (kind, name), parts in homes.items() if len(parts) > 1]
+    if straddling:
+        shown = "; ".join(
+            f"{kind} {name[:16]} in "
+            + " and ".join(f"{part} ({path})" for part, path in sorted(parts.items()))
+            for kind, name, parts in straddling[:3]
+        )
+        raise LeakError(
+            f"This split leaks: {len(straddling)} families or pictures are in more than one part. {shown}. "
+            "Make a new split by family (prepare --split family)."
+        )
+
+
+def split_hash(rows: Iterable[Picture]) -> str:
+    """SHA-256 over who went where, whatever the order: equal hash, equal split of equal pictures."""
+    lines = sorted(f"{row.source}\t{row.path}\t{row.pixels}\t{row.family}\t{row.split}" for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _strata(row: Picture) -> list[Stratum]:
+    """Every picture counts towards the balance of its modality, of its class, and of its class in its
+    source."""
+    key = (row.modality, str(row.label), row.source)
+    return [key[:1], key[:2], key]
+
+
+def _dealt(rows: Sequence[Picture], units: Sequence[str], seed: int, ratios: Sequence[float]) -> list[str]:
+    """Deal units (families, or single pictures), each whole to one part.
+
+    Largest first, each to the part that would be the least full after it, relative to its share: the rule for
+    scheduling on machines of different speed (Graham's LPT), here on all strata of a unit at once.
+    """
+    counts: dict[str, Counter[Stratum]] = defaultdict(Counter)
+    for row, unit in zip(rows, units, strict=True):
+        counts[unit].update(_strata(row))
+    order = sorted(counts, key=lambda unit: (-counts[unit].total(), _shuffled(seed, unit)))
+    have = {split: Counter() for split in SPLITS}
+    shares = dict(zip(SPLITS, ratios, strict=True))
+    home = {}
+    for unit in order:
+        fullness = {
+            split: sum((have[split][key] + count) / share for key, count in counts[unit].items())
+            for split, share in shares.items()
+        }
+        home[unit] = min(fullness, key=fullness.get)
+        have[home[unit]].update(counts[unit])
+    _fill_empty(home, counts)
+    return [home[unit] for unit in units]
+
+
+def _shuffled(seed: int, unit: str) -> bytes:
+    """Order of equals: by a keyed hash, so that it depends on no other picture of the collection."""
+    return hashlib.sha256(f"{seed}:{unit}".encode()).digest()
+
+
+def _fill_empty(home: dict[str, str], counts: dict[str, Counter[Stratum]]) -> None:
+    """Give every class a family in every part, where few families left one empty (moves the smallest)."""
+    for key in sorted({key for count in counts.values() for key in count if len(key) == 2}):
+        holders = sorted(
+            (unit for unit in home if counts[unit][key]), key=lambda unit: (counts[unit].total(), unit)
+        )
+        if len(holders) < len(SPLITS):
+            modality, label = key
+            raise DataRefused(
+                f"{modality}: class {LABELS[int(label)]} has {len(holders)} families; a split needs at least"
+                f" {len(SPLITS)}, one for each of train, validation and test. Add pictures of other patients."
+            )
+        for split in SPLITS:
+            per_split = Counter(home[unit] for unit in holders)
+            if not per_split[split]:
+                richest = max(SPLITS, key=lambda one: (per_split[one], one == "train"))
+                home[next(unit for unit in holders if home[unit] == richest)] = split
+
+
+def _official(rows: Sequence[Picture], seed: int, ratios: Sequence[float]) -> list[str | None]:
+    """Published parts where a modality has them, cleaned of copies towards the later part; else by family."""
+    splits: list[str | None] = [row.official_split for row in rows]
+    having = {row.modality for row in rows if row.official_split}
+    if not having:
+        raise DataRefused(
+            "No row names an official part (a column official_split or split with train, validation, test). "
+            "Add the column, or split by family."
+        )
+    rest = [index for index, row in enumerate(rows) if row.modality not in having]
+    for index, split in zip(
+        rest, _dealt([rows[i] for i in rest], [rows[i].family for i in rest], seed, ratios), strict=True
+    ):
+        splits[index] = split
+    last: dict[str, int] = {}
+    for row, split in zip(rows, splits, strict=True):
+        if split:
+            last[row.family] = max(last.get(row.family, 0), SPLITS.index(split))
+    return [
+        split if split and SPLITS.index(split) == last[row.family] else None
+        for row, split in zip(rows, splits, strict=True)
+    ]
+
+
+def random_crossings(
+    rows: Sequence[Picture], seed: int = 0, ratios: Sequence[float] = RATIOS
+) -> dict[str, int]:
+    """What a random split of the same pictures would do: families on two sides, test pictures known from
+    training."""
+    splits = assign_splits(rows, "random", seed, ratios)
+    parts: dict[str, set[str]] = defaultdict(set)
+    for row, split in zip(rows, splits, strict=True):
+        parts[row.family].add(split)
+    tested = [row for row, split in zip(rows, splits, strict=True) if split == "test"]
+    return {
+        "families_crossing": sum(len(found) > 1 for found in parts.values()),
+        "families": len(parts),
+        "test_pictures_with_family_in_train": sum("train" in parts[row.family] for row in tested),
+        "test_pictures": len(tested),
+    }
