@@ -1,0 +1,269 @@
+"""The web page: screen chest pictures in a browser, or through its API.
+
+    python demo/app.py [--host 127.0.0.1] [--port 7860] [--mcp]
+
+COVID_XCT_USER and COVID_XCT_PASSWORD, set together, ask visitors for them. Nothing is fetched from anywhere
+else, no picture is kept, and neither file names nor patient tags are logged.
+"""
+
+import argparse
+import atexit
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+import views
+from desk import Desk
+from gradio.i18n import I18nData
+from intake import MAX_PICTURES
+from page import Page
+from starlette.middleware import Middleware
+
+from hub_model import FolderRefused, Screener
+from hub_model.hub_folder import MODALITIES, embedded
+
+HERE = Path(__file__).parent
+KEPT_MINUTES = 5
+"""How long an upload may lie on the server."""
+SWEEP_SECONDS = 60
+MAX_UPLOAD = "256mb"
+"""Of one file, as `hub_model.images.MAX_BYTES`."""
+USER, PASSWORD = "COVID_XCT_USER", "COVID_XCT_PASSWORD"
+POINTS = ("sensitivity", "balanced", "specificity")
+Say = Callable[[str], I18nData]
+# Gradio's own preprocessing of a file leaves an empty temporary file behind every time; see `desk.paths`
+RAW = {"preprocess": False}
+PRIVATE = {"api_visibility": "private"}  # events that belong to the page; programs have the endpoints
+EXAMPLE_CLICKED = """element.addEventListener("click", (event) => {
+  const chosen = event.target.closest("[data-example]");
+  if (chosen) trigger("example", { name: chosen.dataset.example });
+});"""
+
+
+def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
+    """The page.
+
+    Args:
+        screeners: by modality; one or both of ``xray`` and ``ct``.
+    """
+    desk = Desk(screeners, {path.stem: path for path in sorted((HERE / "examples").glob("*.png"))})
+    translations = gr.I18n(**views.static_texts(desk.examples, minutes=KEPT_MINUTES, limit=MAX_PICTURES))
+
+    def say(key: str) -> I18nData:
+        return translations(views.PREFIX + key)
+
+    with gr.Blocks(
+        title="Chest COVID-19 screening",
+        analytics_enabled=False,
+        delete_cache=(SWEEP_SECONDS, KEPT_MINUTES * 60 - SWEEP_SECONDS),
+    ) as demo:
+        gr.HTML(say("header"))
+        with gr.Tabs():
+            with gr.Tab(say("tab_screen")):
+                _one_picture(desk, say)
+            with gr.Tab(say("tab_batch")):
+                _many_pictures(desk, say)
+            with gr.Tab(say("tab_series")):
+                _series(desk, say)
+            with gr.Tab(say("tab_model")) as model_tab:
+                _model(desk, say, model_tab)
+            with gr.Tab(say("tab_code")) as code_tab:
+                code_tab.select(desk.show_code, None, gr.HTML(), **PRIVATE)
+        gr.HTML(say("privacy"), elem_classes="foot")
+    demo.translations = translations
+    return demo.queue(max_size=100, default_concurrency_limit=2)
+
+
+def _kind(desk: Desk, say: Say) -> gr.Radio:
+    return gr.Radio([(say(name), name) for name in desk.kinds], value=desk.kinds[0], label=say("kind"))
+
+
+def _point(say: Say) -> gr.Radio:
+    return gr.Radio([(say(f"point_{name}"), name) for name in POINTS], value=POINTS[0], label=say("point"))
+
+
+def _one_picture(desk: Desk, say: Say) -> None:
+    current = gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            gr.HTML(say("drop"), elem_classes="hint")
+            upload = gr.File(label=say("column_picture"), elem_classes="drop", height=150)
+            kind, point = _kind(desk, say), _point(say)
+            examples = gr.HTML(
+                say("example_buttons"), js_on_load=EXAMPLE_CLICKED, visible=bool(desk.examples)
+            )
+        with gr.Column(scale=3, min_width=320):
+            answer = gr.HTML(say("waiting_message"), elem_id="answer")
+    latest = {**PRIVATE, **RAW, "trigger_mode": "always_last"}
+    taken = upload.upload(desk.take, upload, [upload, current], **latest)
+    tried = examples.example(desk.take_example, None, current, **latest)
+    shown = (desk.show, [current, kind, point], answer)
+    # after the upload, so that a choice made in the meantime counts
+    taken.then(*shown, **latest)
+    tried.then(*shown, **latest)
+    gr.on([kind.input, point.input], *shown, **latest)
+
+    endpoint, record = gr.Button(visible=False), gr.JSON(visible=False)
+    endpoint.click(desk.screen, [upload, kind, point], record, api_name="screen", **RAW)
+    tinted = gr.Image(visible=False, format="png", type="pil")
+    endpoint.click(desk.heat_map, [upload, kind], tinted, api_name="heat_map", **RAW)
+
+
+def _many_pictures(desk: Desk, say: Say) -> None:
+    gr.HTML(say("batch_drop"), elem_classes="hint")
+    upload = gr.File(label=say("tab_batch"), file_count="multiple", elem_classes="drop", height=170)
+    with gr.Row():
+        kind, point = _kind(desk, say), _point(say)
+    start, stop = _start_and_stop(say)
+    progress, table = gr.HTML(), gr.HTML()
+    _run(start, stop, desk, "batch", [upload, kind, point], [progress, table])
+    endpoint = gr.Button(visible=False)
+    endpoint.click(desk.batch, [upload, kind, point], gr.JSON(visible=False), api_name="batch", **RAW)
+
+
+def _series(desk: Desk, say: Say) -> None:
+    gr.HTML(say("series_drop"), elem_classes="hint")
+    with gr.Row():
+        upload = gr.File(label=say("tab_series"), file_count="multiple", elem_classes="drop", height=170)
+        folder = gr.File(label=say("series_folder"), file_count="directory", height=170)
+    point = _point(say)
+    start, stop = _start_and_stop(say)
+    progress, slices = gr.HTML(), gr.HTML()
+    _run(start, stop, desk, "series", [upload, folder, point], [progress, slices])
+    endpoint = gr.Button(visible=False)
+    endpoint.click(desk.series, [upload, point], gr.JSON(visible=False), api_name="series", **RAW)
+
+
+def _start_and_stop(say: Say) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        return gr.Button(say("start"), variant="primary"), gr.Button(say("stop"), variant="stop")
+
+
+def _run(start: gr.Button, stop: gr.Button, desk: Desk, name: str, inputs: list, outputs: list) -> None:
+    """A long run with a way to stop it."""
+    work = getattr(desk, f"run_{name}")
+    start.click(work, inputs, outputs, **PRIVATE, **RAW, concurrency_limit=2, show_progress="hidden")
+
+    def stop_it(request: gr.Request) -> None:
+        desk.stop(name, request)
+
+    # not Gradio's `cancels`: after a double click that ends the second run and leaves the first
+    stop.click(stop_it, None, None, **PRIVATE, queue=False)
+
+
+def _model(desk: Desk, say: Say, tab: gr.Tab) -> None:
+    names = list(desk.screeners)
+    kind = gr.Radio([(say(name), name) for name in names], value=names[0], label=say("model_choose"))
+    figures, card = gr.HTML(), gr.Markdown(elem_classes="card")
+    gr.on([tab.select, kind.input], desk.show_model, kind, [figures, card], **PRIVATE)
+    gr.Button(visible=False).click(desk.model, kind, gr.JSON(visible=False), api_name="model")
+
+
+def options(demo: gr.Blocks) -> dict[str, Any]:
+    """Arguments of ``demo.launch`` that belong to the page, wherever it is served."""
+    user, password = os.environ.get(USER), os.environ.get(PASSWORD)
+    return {
+        "auth": (user, password) if user and password else None,
+        "theme": views.theme(),
+        "css_paths": HERE / "theme.css",
+        "head": f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        "i18n": demo.translations,
+        "app_kwargs": {"middleware": [Middleware(Page)], "docs_url": None, "redoc_url": None},
+        "footer_links": ["api"],
+        "max_file_size": MAX_UPLOAD,
+        "run_history": False,
+        "enable_monitoring": False,
+        "share": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "quiet": True,
+    }
+
+
+def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, Any]]:
+    """The page and how to launch it, from the command line.
+
+    Raises:
+        SystemExit: 1, with one line said, where it cannot be served; 2 on wrong usage.
+    """
+    parser = argparse.ArgumentParser(description="Serve the web page for screening chest pictures.")
+    parser.add_argument(
+        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
+    )
+    parser.add_argument(
+        "--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)), help="port to listen on"
+    )
+    parser.add_argument(
+        "--model", action="append", help="hub folder or Hub id, one per modality (default: xray and ct)"
+    )
+    parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
+    chosen = parser.parse_args(arguments)
+    if problem := _port_problem(chosen.host, chosen.port) or _account_problem():
+        raise SystemExit(problem)
+    try:
+        screeners = open_screeners(chosen.model)
+    except FolderRefused as refusal:
+        raise SystemExit(str(refusal)) from None
+    _private_folder()
+    demo = build(screeners)
+    return demo, {
+        **options(demo),
+        "server_name": chosen.host,
+        "server_port": chosen.port,
+        "mcp_server": chosen.mcp or None,
+    }
+
+
+def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
+    """Models by modality: those named, or the embedded ones.
+
+    Raises:
+        FolderRefused: one of them cannot be opened, or there is none.
+    """
+    opened = [Screener.from_pretrained(name) for name in names or embedded() or MODALITIES]
+    return {screener.modality: screener for screener in opened}
+
+
+def _port_problem(host: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            return (
+                f"Cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}. Stop "
+                "the program that uses it, or choose another port (make demo PORT=7861, or --port 7861)."
+            )
+    return None
+
+
+def _account_problem() -> str | None:
+    if bool(os.environ.get(USER)) == bool(os.environ.get(PASSWORD)):
+        return None
+    return f"Only one of {USER} and {PASSWORD} is set. Set both to ask visitors for them, or neither."
+
+
+def _private_folder() -> None:
+    """Keep uploads in a folder of our own, which goes when the server does."""
+    folder = tempfile.mkdtemp(prefix="covid-xct-", dir=os.environ.get("GRADIO_TEMP_DIR"))
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service cleans up as well
+
+
+if __name__ == "__main__":
+    demo, launch_options = prepare()
+    _, address, _ = demo.launch(prevent_thread_lock=True, **launch_options)
+    print(f"Chest COVID-19 screening: open {address} in a browser; stop with Ctrl+C.", flush=True)
+    demo.block_thread()

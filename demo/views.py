@@ -1,0 +1,405 @@
+"""Findings and figures as HTML. Templates escape every value; file names come from strangers."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import jinja2
+import numpy as np
+import texts
+from intake import UploadRefused
+from judge import Judgement
+from PIL import Image
+
+from hub_model import Finding, Screener, read_image
+from hub_model.heatmap import overlay
+from hub_model.hub_folder import EVALUATION
+
+SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
+THUMB = 96
+TILE = 224  # pixels of the longer side of a suspicious slice
+FIRST = 6  # suspicious slices shown large
+SMALL = 224  # pixels of the shorter side below which detail is missing
+LONG = 2.0  # ratio of the sides from which squeezing into a square matters
+
+PREFIX = "page_"
+"""Of the keys given to Gradio, which would translate any value that is the name of a text, "ct" say."""
+SNIPPETS = {"package.py": "code_package", "client.py": "code_client", "curl.sh": "code_curl"}
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, language: str, **values: Any) -> str:
+    """A template in a language; ``say`` and ``percent`` are at hand in it."""
+    page = ENVIRONMENT.get_template(template, globals={"percent": percent, "number": number})
+    return page.render(say=texts.teller(language), language=language, **values)
+
+
+def percent(share: float) -> int:
+    """Share in 0..1 -> whole percent, never 0 or 100 for a probability that is neither."""
+    rounded = round(share * 100)
+    return min(max(rounded, 1), 99) if 0 < share < 1 else rounded
+
+
+def number(value: float | None) -> str:
+    """A measured figure with three decimals; nothing where it is not defined."""
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def data_uri(image: Image.Image, side: int = SHOWN) -> str:
+    """The picture inside the page, never on disk; ``side`` is the most its longer side may have in pixels."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+@cache
+def legend() -> str:
+    """The colours of the heat map from 0 to 1, as the overlay has them on mid-grey."""
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (12, 1))
+    return data_uri(overlay(Image.new("L", (256, 12), 128), ramp))
+
+
+def figures(screener: Screener, point: str, language: str) -> str:
+    """An operating point in words: from the test part, or else from the part on which it was chosen."""
+    say, tested = (
+        texts.teller(language),
+        ((evaluation(screener) or {}).get("test") or {}).get("at", {}).get(point),
+    )
+    measured = tested or screener.operating_points[point].get("validation") or {}
+    if not {"sensitivity", "specificity"} <= measured.keys():
+        return say("figures_unknown")
+    sensitivity, specificity = measured["sensitivity"], measured["specificity"]
+    return say(
+        "figures" if tested else "figures_tuned",
+        found=math.floor(round(sensitivity["value"] * 100, 6)),  # never better than measured
+        flagged=math.ceil(round((1 - specificity["value"]) * 100, 6)),
+        n=sensitivity["n"] + specificity["n"],
+        kinds=say(screener.modality + "s"),
+    )
+
+
+def answer(judgement: Judgement, language: str) -> str:
+    """The whole answer for one picture."""
+    finding, screener, say = judgement.finding, judgement.screener, texts.teller(language)
+    if finding is None:
+        return message(say(judgement.problem, question=say("kind")), language, "problem")
+    judged = finding.heat_map is not None
+    return render(
+        "answer.html",
+        language,
+        finding=finding,
+        point_named="point_" + finding.operating_point in texts.TEXTS[language],
+        figures=figures(screener, finding.operating_point, language)
+        if finding.probability is not None
+        else "",
+        picture=data_uri(finding.image) if finding.image is not None else None,
+        overlay=data_uri(overlay(finding.image, finding.heat_map)) if judged else None,
+        legend=legend() if judged else None,
+        notes=notes(finding, screener, language),
+        model=identity(screener, language) if screener else "–",
+    )
+
+
+def notes(finding: Finding, screener: Screener | None, language: str) -> list[str]:
+    """Why the answer is what it is: guard, threshold or abstain band, quality of the picture."""
+    if finding.probability is None:
+        return []
+    say = texts.teller(language)
+    low, high = screener.operating_points[finding.operating_point].get("abstain") or (finding.threshold,) * 2
+    side = {"positive": "above", "negative": "below", "inconclusive": "within"}[finding.decision]
+    width, height = finding.image.size
+    return [
+        say("familiar", kinds=say(finding.modality + "s")),
+        say(side, threshold=percent(finding.threshold), low=percent(low), high=percent(high)),
+        *([say("small", width=width, height=height)] if min(width, height) < SMALL else []),
+        *([say("long")] if max(width, height) > LONG * min(width, height) else []),
+    ]
+
+
+def identity(screener: Screener, language: str) -> str:
+    """Which model it was, so that an answer can be traced."""
+    weights = screener.screening.get("weights_sha256", "")
+    return ", ".join(
+        part
+        for part in (texts.teller(language)(screener.modality), screener.config["architecture"], weights[:12])
+        if part
+    )
+
+
+def record(judgement: Judgement) -> dict[str, Any]:
+    """A judgement for programs: the endpoints' answer, in English."""
+    finding, screener = judgement.finding, judgement.screener
+    if finding is None:
+        reason = texts.teller("en")(judgement.problem, question="kind")
+        finding = Finding("refused", None, "", math.nan, "", (reason,))
+    return {
+        "decision": finding.decision,
+        "probability": finding.probability,
+        "operating_point": finding.operating_point or None,
+        "threshold": finding.threshold if finding.operating_point else None,
+        "modality": screener.modality if screener else None,
+        "reasons": list(finding.reasons),
+        "model": identity(screener, "en") if screener else None,
+    }
+
+
+def message(text: str, language: str, kind: str = "") -> str:
+    """One sentence instead of an answer."""
+    return render("message.html", language, text=text, kind=kind)
+
+
+def refusal(problem: UploadRefused, language: str) -> str:
+    return message(texts.teller(language)(problem.key, **problem.values), language, "problem")
+
+
+@dataclass
+class Count:
+    """How a batch came out so far.
+
+    Attributes:
+        decisions: number of pictures by decision.
+        failures: (name, reasons) of what was not judged.
+    """
+
+    decisions: Counter = field(default_factory=Counter)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, name: str, judgement: Judgement, language: str) -> None:
+        self.decisions[judgement.decision] += 1
+        if judgement.decision == "refused":
+            self.failures.append((name, " ".join(reasons(judgement, language))))
+
+
+def reasons(judgement: Judgement, language: str) -> Sequence[str]:
+    """Why it was refused or not decided; the package says it in English."""
+    if judgement.finding is not None:
+        return judgement.finding.reasons
+    say = texts.teller(language)
+    return (say(judgement.problem, question=say("kind")),)
+
+
+def progress(done: int, total: int, language: str) -> str:
+    return render("progress.html", language, done=done, total=total)
+
+
+def finished(count: Count, done: int, total: int, language: str) -> str:
+    """How a batch came out, and what was not judged."""
+    return render("finished.html", language, count=count, done=done, total=total)
+
+
+def ended(done: int, total: int, language: str) -> str:
+    """That a run is over, or was stopped."""
+    key = "finished" if done == total else "stopped"
+    return message(texts.teller(language)(key, done=done, total=total), language)
+
+
+def row(name: str, judgement: Judgement, language: str) -> str:
+    """One picture of a batch as a row of the table."""
+    return render(
+        "row.html",
+        language,
+        name=name,
+        judgement=judgement,
+        finding=judgement.finding,
+        reasons=reasons(judgement, language),
+        thumb=thumb(judgement, THUMB),
+        record=json.dumps({"file": name, **record(judgement)}),
+    )
+
+
+def table(rows: Sequence[str], language: str, closed: bool = True) -> str:
+    """Rows as a sortable table. Left open while it grows: then Gradio sends only what is new."""
+    start, end = render("table.html", language, rows="\0").split("\0")
+    return start + "".join(rows) + (end if closed else "")
+
+
+def thumb(judgement: Judgement, side: int) -> str | None:
+    """A small picture, with its heat map where there is one."""
+    finding = judgement.finding
+    if finding is None or finding.image is None:
+        return None
+    small = finding.image.copy()
+    small.thumbnail((side, side))
+    return data_uri(small if finding.heat_map is None else overlay(small, finding.heat_map), side)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the page keeps of one slice."""
+
+    number: int
+    decision: str
+    probability: float | None
+    reasons: Sequence[str]
+    tile: str | None
+
+    @classmethod
+    def of(cls, number: int, judgement: Judgement, language: str) -> "Slice":
+        probability = judgement.finding.probability if judgement.finding else None
+        return cls(
+            number, judgement.decision, probability, reasons(judgement, language), thumb(judgement, TILE)
+        )
+
+
+def series(seen: Sequence[Slice], language: str) -> str:
+    """The most suspicious slices, all slices in order, and a count that claims nothing more."""
+    judged = sorted((one for one in seen if one.probability is not None), key=lambda one: -one.probability)
+    positive = sum(one.decision == "positive" for one in judged)
+    return render("series.html", language, seen=seen, judged=judged, positive=positive, first=judged[:FIRST])
+
+
+def evaluation(screener: Screener) -> dict[str, Any] | None:
+    """Every measured figure of a model, as the file beside its weights has them."""
+    return _read(screener.path / EVALUATION)
+
+
+@cache
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def model(screener: Screener, language: str) -> str:
+    """The operating points, measured figures, audits and plots of a model."""
+    measured = evaluation(screener) or {}
+    parts = {
+        "part_test": measured.get("test"),
+        "part_validation": measured.get("validation"),
+        "model_sources": measured.get("test_by_source"),
+        "model_audits": {key: measured.get(key) for key in ("audits", "guard")},
+    }
+    return render(
+        "model.html",
+        language,
+        identity=identity(screener, language),
+        points={name: figures(screener, name, language) for name in screener.operating_points},
+        thresholds={name: point["threshold"] for name, point in screener.operating_points.items()},
+        parts={title: rows for title, part in parts.items() if (rows := list(measures(part)))},
+        plots=plots(screener),
+    )
+
+
+def measures(part: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every record in a nest of dicts and lists, and where: ("at, sensitivity: specificity", record)."""
+    if isinstance(part, Mapping):
+        if "metric" in part and "value" in part:
+            place = ", ".join(name for name in under if name != part["metric"])
+            yield (f"{place}: " if place else "") + str(part["metric"]), part
+            return
+        for name, inner in part.items():
+            yield from measures(inner, (*under, str(name)))
+    elif isinstance(part, list):
+        for inner in part:
+            yield from measures(inner, under)
+
+
+def plots(screener: Screener) -> dict[str, str]:
+    """Pictures of the figures, by name."""
+    found = sorted((screener.path / "plots").glob("*.png"))
+    return {
+        path.stem.replace("_", " "): "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        for path in found
+    }
+
+
+def card(screener: Screener) -> str:
+    """The model card's Markdown, without its front matter and its pictures, which are shown beside it."""
+    path = screener.path / "README.md"
+    if not path.is_file():
+        return ""
+    body = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", body)
+
+
+def code(address: str | None, mcp: bool, language: str) -> str:
+    """The snippets, with the address of the page they stand on."""
+    address = (address or "http://127.0.0.1:7860").rstrip("/")
+    folder = Path(__file__).parent / "snippets"
+    snippets = {name: (folder / name).read_text(encoding="utf-8") for name in SNIPPETS}
+    return render(
+        "code.html",
+        language,
+        snippets={
+            name: text.replace("http://127.0.0.1:7860", address).strip() for name, text in snippets.items()
+        },
+        headings=SNIPPETS,
+        address=address,
+        mcp=mcp,
+    )
+
+
+def header(language: str) -> str:
+    return render("header.html", language, names=texts.NAMES)
+
+
+def static_texts(examples: Mapping[str, Path], **values: object) -> dict[str, dict[str, str]]:
+    """Texts for `gr.I18n`, by language: all that `values` can fill, and the fixed parts of the page."""
+    pictures = {name: data_uri(read_image(path), THUMB) for name, path in examples.items()}
+    return {language: _named(language, pictures, values) for language in texts.NAMES}
+
+
+def _named(language: str, pictures: Mapping[str, str], values: Mapping[str, object]) -> dict[str, str]:
+    table = texts.TEXTS[language]
+    found = {
+        key: text.format(**values) for key, text in table.items() if texts.placeholders(text) <= values.keys()
+    }
+    found["header"] = header(language)
+    found["waiting_message"] = message(table["waiting"], language)
+    found["example_buttons"] = render("examples.html", language, examples=pictures)
+    return {PREFIX + key: text for key, text in found.items()}
+
+
+def theme() -> gr.themes.Base:
+    """Calm slate and teal from the visitor's own fonts; nothing is fetched."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        secondary_hue="slate",
+        neutral_hue="slate",
+        radius_size="md",
+        font=["system-ui", "Segoe UI", "Roboto", "Noto Sans", "Arial", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color="*neutral_900",
+        body_text_color_dark="*neutral_100",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        checkbox_label_text_color_selected="white",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        color_accent="*primary_700",
+        color_accent_soft="*primary_50",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
+    )

@@ -1,0 +1,446 @@
+"""The web page's endpoints over HTTP, what it refuses, what it keeps to itself, the languages it speaks."""
+
+import io
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from gradio_client import Client, handle_file
+from packaging.requirements import Requirement
+from PIL import Image
+
+from hub_model import Screener, hub_folder
+from tests.bad_files import make_bad_files, png, write_dicom
+from tests.made_run import make_run, pictures
+from tests.served import ROOT, free_port
+
+sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
+
+import app
+import intake
+import texts
+import views
+from judge import judge
+
+from hub_model.images import ImageRefused
+
+
+@pytest.fixture(scope="module")
+def screeners(tmp_path_factory) -> dict[str, Screener]:
+    folder = tmp_path_factory.mktemp("models")
+    made = [make_run(folder / name, name) for name in hub_folder.MODALITIES]
+    return app.open_screeners([str(path) for path in made])
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory) -> Path:
+    """A drawn chest that the invented models take."""
+    path = tmp_path_factory.mktemp("chest") / "chest 7.png"
+    next(pictures(1)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(screeners, tmp_path_factory):
+    """A page served from this process; its uploads live for about a second."""
+    before = {name: getattr(app, name) for name in ("KEPT_MINUTES", "SWEEP_SECONDS")}
+    app.KEPT_MINUTES, app.SWEEP_SECONDS = 0.2, 1  # 12 seconds
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
+    demo = app.build(screeners)
+    demo.launch(prevent_thread_lock=True, server_port=free_port(), **app.options(demo))
+    yield demo.local_url.rstrip("/")
+    demo.close()
+    for name, value in before.items():
+        setattr(app, name, value)
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Client:
+    return Client(url, verbose=False)
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+class TestEndpoints:
+    @pytest.mark.parametrize("kind", hub_folder.MODALITIES)
+    @pytest.mark.parametrize("point", app.POINTS)
+    def test_screen_says_what_the_package_says(self, client, screeners, chest, kind, point):
+        answer = client.predict(file=handle_file(chest), kind=kind, operating_point=point, api_name="/screen")
+        finding = screeners[kind].screen(chest, operating_point=point)
+        assert finding.decision != "refused"
+        assert answer["decision"] == finding.decision
+        assert answer["probability"] == pytest.approx(finding.probability, abs=1e-6)
+        assert (answer["operating_point"], answer["threshold"]) == (point, finding.threshold)
+        assert answer["modality"] == kind
+        assert answer["reasons"] == list(finding.reasons)
+        assert screeners[kind].config["architecture"] in answer["model"]
+
+    def test_every_bad_file_is_refused_in_words_and_the_server_stays_up(self, client, chest, tmp_path):
+        for path in make_bad_files(tmp_path / "bad").values():
+            answer = client.predict(handle_file(path), "xray", "sensitivity", api_name="/screen")
+            assert (answer["decision"], answer["probability"]) == ("refused", None), path.name
+            assert len(answer["reasons"]) == 1 and len(answer["reasons"][0]) > 40, path.name
+        answer = client.predict(handle_file(chest), "xray", "sensitivity", api_name="/screen")
+        assert answer["decision"] != "refused"
+
+    def test_heat_map_is_the_picture_in_colour(self, client, chest):
+        found = Image.open(client.predict(handle_file(chest), "ct", api_name="/heat_map"))
+        grey = Image.open(chest)
+        assert (found.format, found.mode, found.size) == ("PNG", "RGB", grey.size)
+        assert np.ptp(np.asarray(found, int), axis=2).max() > 8  # somewhere it is tinted
+
+    def test_heat_map_of_nonsense_says_why(self, client, tmp_path):
+        (tmp_path / "note.png").write_text("hello")
+        with pytest.raises(Exception, match="Accepted is one grey chest picture"):
+            client.predict(handle_file(tmp_path / "note.png"), "ct", api_name="/heat_map")
+
+    def test_batch_takes_files_and_zips_and_a_broken_one_spoils_nothing(self, client, chest, tmp_path):
+        one, two = (png_bytes(picture) for picture in pictures(2))
+        packed = zipped(
+            tmp_path / "more.zip",
+            {"b/slice10.png": one, "b/slice9.png": two, "__MACOSX/x": b"", "b/bad.png": b"no"},
+        )
+        records = client.predict(
+            [handle_file(chest), handle_file(packed)], "xray", "balanced", api_name="/batch"
+        )
+        assert [record["file"] for record in records] == [
+            "b/bad.png",
+            "b/slice9.png",
+            "b/slice10.png",
+            "chest 7.png",
+        ]
+        assert [record["decision"] == "refused" for record in records] == [True, False, False, False]
+        assert "damaged" in records[0]["reasons"][0]
+
+    def test_series_takes_frames_and_counts_slices(self, client, screeners, tmp_path):
+        frames = [np.asarray(picture.resize((96, 96))) for picture in pictures(5)]
+        path = write_dicom(tmp_path / "series.dcm", np.stack([*frames, np.zeros_like(frames[0])]))
+        found = client.predict([handle_file(path)], "sensitivity", api_name="/series")
+        assert sorted(one["slice"] for one in found["slices"]) == [1, 2, 3, 4, 5, 6]
+        probabilities = [one["probability"] for one in found["slices"]]
+        assert probabilities[-1] is None  # the empty frame
+        assert probabilities[:-1] == sorted(probabilities[:-1], reverse=True)
+        assert found["judged"] == 5
+        assert found["positive"] == sum(one["decision"] == "positive" for one in found["slices"])
+
+    def test_model_gives_what_the_files_hold(self, client, screeners):
+        found = client.predict("ct", api_name="/model")
+        assert found["screening"] == screeners["ct"].screening
+        assert found["evaluation"] == json.loads((screeners["ct"].path / "evaluation.json").read_text())
+
+    def test_endpoints_are_documented(self, client, url):
+        named = client.view_api(return_format="dict")["named_endpoints"]
+        assert set(named) == {"/screen", "/heat_map", "/batch", "/series", "/model"}
+        for name, endpoint in named.items():
+            assert endpoint["description"], name
+            assert all(parameter["parameter_name"] for parameter in endpoint["parameters"])
+        assert "/gradio_api/call/screen" in str(
+            httpx.get(f"{url}/gradio_api/openapi.json").json()["paths"].keys()
+        )
+
+    @pytest.mark.parametrize(
+        "files, complaint",
+        [
+            ({"a.zip": b"PK no zip"}, "a.zip: this zip cannot be opened"),
+            ({"a.zip": {}}, "no pictures in this zip"),
+            ({"a.zip": {f"{i}.png": b"x" for i in range(501)}}, "501 pictures are too many"),
+        ],
+    )
+    def test_bad_zips_are_refused_in_words(self, client, tmp_path, files, complaint):
+        for name, content in files.items():
+            if isinstance(content, dict):
+                zipped(tmp_path / name, content)
+            else:
+                (tmp_path / name).write_bytes(content)
+        with pytest.raises(Exception, match=complaint):
+            client.predict(
+                [handle_file(tmp_path / name) for name in files], "xray", "balanced", api_name="/batch"
+            )
+
+
+class TestPrivacy:
+    def test_files_of_the_server_cannot_be_screened(self, url, chest):
+        payload = {
+            "data": [{"path": str(chest), "meta": {"_type": "gradio.FileData"}}, "xray", "sensitivity"]
+        }
+        event = httpx.post(f"{url}/gradio_api/call/screen", json=payload).json()["event_id"]
+        stream = httpx.get(f"{url}/gradio_api/call/screen/{event}", timeout=60).text
+        assert "event: error" in stream and "decision" not in stream
+
+    def test_uploads_are_deleted(self, client, chest):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        client.predict(handle_file(chest), "xray", "sensitivity", api_name="/screen")
+        assert any(path.name == chest.name for path in folder.rglob("*"))
+        limit = time.monotonic() + 40
+        while any(path.is_file() for path in folder.rglob("*")):
+            assert time.monotonic() < limit, "uploads stay"
+            time.sleep(0.3)
+
+    def test_an_unexpected_failure_is_logged_without_its_message(self, screeners, chest, caplog):
+        secret = "^".join(["Doe", "Jane"])  # as a DICOM library might put a tag into its message
+
+        class Broken:
+            modality, operating_points = "xray", screeners["xray"].operating_points
+
+            def screen(self, *_, **__):
+                raise RuntimeError(secret)
+
+        with caplog.at_level(logging.DEBUG):
+            judgement = judge({"xray": Broken()}, chest, "xray", "sensitivity")
+        assert judgement.problem == "failed"
+        assert "RuntimeError" in caplog.text
+        assert secret not in caplog.text and chest.name not in caplog.text
+
+    def test_gradio_keeps_nothing_and_asks_nobody(self, url):
+        config = httpx.get(f"{url}/config").json()
+        assert config["analytics_enabled"] is False
+        assert not config.get("run_history", False)
+        page = httpx.get(url)
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert page.headers["referrer-policy"] == "no-referrer"
+        assert httpx.get(f"{url}/monitoring").status_code in (401, 403, 404)
+
+    def test_a_user_and_a_password_can_be_asked_for(self, screeners, monkeypatch):
+        monkeypatch.setenv(app.USER, "ward")
+        monkeypatch.setenv(app.PASSWORD, "s3cret")
+        demo = app.build({"ct": screeners["ct"]})
+        demo.launch(prevent_thread_lock=True, server_port=free_port(), **app.options(demo))
+        try:
+            assert httpx.get(f"{demo.local_url}config").status_code == 401
+            assert Client(demo.local_url, auth=("ward", "s3cret"), verbose=False).predict(
+                "ct", api_name="/model"
+            )
+        finally:
+            demo.close()
+
+
+class TestStart:
+    def test_a_port_in_use_is_one_line(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(SystemExit) as said:
+                app.prepare(["--port", str(port)])
+        assert f"port {port}" in said.value.code and "another port" in said.value.code
+        assert "\n" not in said.value.code
+
+    def test_half_an_account_is_refused(self, monkeypatch):
+        monkeypatch.setenv(app.USER, "ward")
+        with pytest.raises(SystemExit, match="Set both"):
+            app.prepare(["--port", str(free_port())])
+
+    def test_a_model_that_is_none_is_refused(self, tmp_path):
+        with pytest.raises(SystemExit, match="neither an embedded model"):
+            app.prepare(["--port", str(free_port()), "--model", str(tmp_path / "nothing")])
+
+    def test_it_listens_on_loopback_unless_told_otherwise(self, screeners, monkeypatch):
+        monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+        monkeypatch.setattr(app, "_private_folder", lambda: None)
+        models = [f"--model={screener.path}" for screener in screeners.values()]
+        _, launch = app.prepare(["--port", str(free_port()), *models])
+        assert launch["server_name"] == "127.0.0.1"
+        assert (launch["share"], launch["run_history"], launch["auth"]) == (False, False, None)
+
+
+class TestIntake:
+    def test_slices_come_in_natural_order(self, tmp_path):
+        for name in ("IM10", "IM9", "IM1"):
+            next(pictures(1)).save(tmp_path / name, "PNG")
+        found = intake.slices([tmp_path / "IM10", tmp_path / "IM9", tmp_path / "IM1"])
+        assert [one.name for one in found] == ["IM1", "IM9", "IM10"]
+
+    def test_a_zip_bomb_is_refused_before_it_is_unpacked(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(intake, "MAX_UNPACKED", 1)
+        path = zipped(tmp_path / "bomb.zip", {"a.png": bytes(2 * 2**20)})
+        assert path.stat().st_size < 10_000
+        with pytest.raises(intake.UploadRefused) as refused:
+            intake.pictures([path])
+        assert refused.value.key == "zip_too_large"
+
+    def test_a_picture_bomb_in_a_zip_is_refused_by_itself(self, screeners, tmp_path):
+        path = zipped(
+            tmp_path / "a.zip", {"bomb.png": png(100_000, 100_000), "ok.png": png_bytes(next(pictures(1)))}
+        )
+        decisions = [
+            judge(screeners, one.source, "ct", "balanced", heat_map=False).decision
+            for one in intake.pictures([path])
+        ]
+        assert decisions[0] == "refused" != decisions[1]
+
+    def test_a_locked_zip_names_the_picture(self, tmp_path):
+        path = zipped(tmp_path / "a.zip", {"x.png": b"12345"})
+        raw = bytearray(path.read_bytes())
+        for mark in (b"PK\x03\x04", b"PK\x01\x02"):
+            raw[raw.index(mark) + (6 if mark[2] == 3 else 8)] |= 1  # the flag 'encrypted', in both headers
+        path.write_bytes(raw)
+        (picture,) = intake.pictures([path])
+        with pytest.raises(ImageRefused, match=r"x\.png: cannot be unpacked"):
+            picture.source()
+
+
+class TestDetect:
+    def test_the_model_whose_guard_takes_it_answers(self, screeners, chest):
+        tight = {**screeners, "xray": _refusing(screeners["xray"])}
+        judgement = judge(tight, chest, "detect", "sensitivity")
+        assert judgement.screener is screeners["ct"] and judgement.finding.modality == "ct"
+
+    def test_both_taking_it_is_said(self, screeners, chest):
+        assert judge(screeners, chest, "detect", "sensitivity").problem == "ambiguous"
+
+    def test_a_dicom_that_says_what_it_is_is_believed(self, screeners, tmp_path):
+        path = write_dicom(tmp_path / "x.dcm", np.asarray(next(pictures(1))), Modality="DX")
+        assert judge(screeners, path, "detect", "sensitivity").screener is screeners["xray"]
+
+    def test_none_taking_it_is_a_refusal_with_the_reasons_of_both(self, screeners, chest):
+        tight = {name: _refusing(screener) for name, screener in screeners.items()}
+        finding = judge(tight, chest, "detect", "sensitivity").finding
+        assert finding.decision == "refused" and finding.probability is None
+        assert len(finding.reasons) == 2 and finding.image is not None
+
+
+def _refusing(screener: Screener) -> Screener:
+    """The same model with a guard that lets nothing pass."""
+    folder = hub_folder.load(screener.path)
+    for name in folder.screening["guard"]["limits"]:
+        folder.screening["guard"]["limits"][name] = 1e-6
+    return Screener(folder)
+
+
+class TestLanguages:
+    def test_every_language_says_everything(self):
+        assert len(texts.NAMES) == 7
+        english = texts.TEXTS["en"]
+        for language, table in texts.TEXTS.items():
+            assert table.keys() == english.keys(), language
+            for key, text in table.items():
+                assert text.strip(), (language, key)
+                assert texts.placeholders(text) == texts.placeholders(english[key]), (language, key)
+
+    def test_no_language_is_english_in_disguise(self):
+        for language in texts.NAMES.keys() - {"en"}:
+            same = [key for key, text in texts.TEXTS[language].items() if text == texts.TEXTS["en"][key]]
+            assert len(same) < 8, (language, same)
+
+    @pytest.mark.parametrize(
+        "asked, accepted, spoken",
+        [
+            ("pt", "es", "pt-BR"),
+            (None, "de-CH, fr-CH;q=0.9, en;q=0.8", "fr"),
+            (None, "zh-TW,zh;q=0.9", "zh-CN"),
+            ("xx", "es", "en"),
+            (None, None, "en"),
+            ("<script>", None, "en"),
+        ],
+    )
+    def test_choice(self, asked, accepted, spoken):
+        assert texts.choose(asked, accepted) == spoken
+
+    def test_the_document_is_in_the_language_asked_for(self, url):
+        assert '<html\n\tlang="ar" dir="rtl"' in httpx.get(f"{url}/?lang=ar").text
+        assert '<html\n\tlang="hi" dir="ltr"' in httpx.get(url, headers={"accept-language": "hi-IN"}).text
+
+    @pytest.mark.parametrize("language", texts.NAMES)
+    def test_every_answer_can_be_said(self, screeners, chest, language):
+        for kind in ("xray", "detect"):
+            html = views.answer(judge(screeners, chest, kind, "sensitivity"), language)
+            assert "{" not in html.split("<style")[0].replace("--heat", "")
+        assert views.figures(screeners["ct"], "balanced", language)
+        assert views.model(screeners["ct"], language).count("<tr>") > 20
+
+
+class TestFigures:
+    def test_the_operating_point_is_told_by_the_test_part(self, screeners):
+        measured = views.evaluation(screeners["ct"])["test"]["at"]["sensitivity"]
+        words = views.figures(screeners["ct"], "sensitivity", "en")
+        assert f"finds {int(measured['sensitivity']['value'] * 100 + 1e-6)} of 100" in words
+        assert f"on {measured['sensitivity']['n'] + measured['specificity']['n']} CT slices" in words
+        assert "no part in training" in words
+
+    def test_an_unmeasured_model_says_so(self, screeners):
+        class Unmeasured:
+            path, modality, operating_points = Path("nowhere"), "ct", {"default": {"threshold": 0.5}}
+
+        assert "not measured" in views.figures(Unmeasured(), "default", "en")
+
+    def test_a_file_name_is_never_markup(self, screeners, chest):
+        name = '"><img src=x onerror=alert(1)>${7*7}{{7*7}}.png'
+        row = views.row(name, judge(screeners, chest, "xray", "sensitivity"), "en")
+        assert "<img src=x" not in row and "&lt;img src=x" in row
+
+
+class TestSnippets:
+    """What the page says under 'Use from code' runs as it stands."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, chest) -> Path:
+        (tmp_path / "slice.png").write_bytes(chest.read_bytes())
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["client.py", "curl.sh"])
+    def test_against_the_page(self, folder, url, name):
+        code = (ROOT / "demo" / "snippets" / name).read_text().replace("http://127.0.0.1:7860", url)
+        command = [sys.executable, "-c", code] if name.endswith("py") else ["bash", "-c", code]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert any(decision in done.stdout for decision in ("positive", "negative", "inconclusive"))
+
+    def test_package(self, folder):
+        if "ct" not in hub_folder.embedded():
+            pytest.skip("no CT model is embedded in this checkout")
+        code = (ROOT / "demo" / "snippets" / "package.py").read_text()
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Finding(decision=")
+
+
+def test_the_endpoints_are_tools_when_mcp_is_on(screeners):
+    pytest.importorskip("mcp", reason="needs gradio[mcp]")
+    demo = app.build(screeners)
+    demo.launch(prevent_thread_lock=True, server_port=free_port(), mcp_server=True, **app.options(demo))
+    try:
+        tools = httpx.get(f"{demo.local_url}gradio_api/mcp/schema").json()
+        assert {tool["name"].split("_", 1)[-1] for tool in tools} >= {"screen", "model"}
+    finally:
+        demo.close()
+
+
+class TestSpaceFiles:
+    def test_front_matter_names_a_gradio_that_the_package_accepts(self):
+        front = yaml.safe_load((ROOT / "demo" / "README.md").read_text().split("---")[1])
+        assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
+        assert front["sdk_version"] in _needed("demo")["gradio"]
+
+    def test_requirements_are_those_of_the_package(self):
+        lines = (ROOT / "demo" / "requirements.txt").read_text().split()
+        assert sorted(lines) == sorted(map(str, _needed().values()))
+
+
+def _needed(extra: str | None = None) -> dict[str, Any]:
+    """Requirements of the package, or of one of its extras, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {need.name: need if not extra else need.specifier for need in map(Requirement, lines)}
