@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hub_model import Screener, hub_folder
-from train import fit as fitting
+import train.fit as fitting
 from train import training
 from train.fit import FitRefused, choose_recipe, fit
 from train.recipes import RECIPES, Recipe
@@ -173,7 +173,15 @@ def test_balanced_sampler_draws_classes_and_sources_alike():
 
 def test_parameter_groups_by_stage():
     network = timm.create_model("resnet18", num_classes=2)
-    row = Recipe(batch=1, epochs=1, learning_rate=1.0, backbone_lr=0.5, layer_decay=0.1, freeze_stages=2, weight_decay=0.3)
+    row = Recipe(
+        batch=1,
+        epochs=1,
+        learning_rate=1.0,
+        backbone_lr=0.5,
+        layer_decay=0.1,
+        freeze_stages=2,
+        weight_decay=0.3,
+    )
     groups = parameter_groups(network, row)
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert rate[id(network.fc.weight)] == (1.0, 0.3) and rate[id(network.fc.bias)] == (1.0, 0.0)
@@ -210,7 +218,9 @@ def test_standardise_is_torchvisions_arithmetic():
     from torchvision.transforms.functional import normalize
 
     pixels, cfg = torch.rand(2, 1, 5, 5), {"mean": [0.3, 0.4, 0.5], "std": [0.1, 0.2, 0.7]}
-    assert torch.equal(standardise(pixels, cfg), normalize(pixels.expand(-1, 3, -1, -1), cfg["mean"], cfg["std"]))
+    assert torch.equal(
+        standardise(pixels, cfg), normalize(pixels.expand(-1, 3, -1, -1), cfg["mean"], cfg["std"])
+    )
 
 
 def test_two_processes_train_as_one(archive, tmp_path):
@@ -219,14 +229,20 @@ def test_two_processes_train_as_one(archive, tmp_path):
                "--epochs", "1", "--batch", "8", "--out"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run([sys.executable, *command, str(one)], cwd=ROOT, check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [sys.executable, *command, str(one)], cwd=ROOT, check=True, env=environment, capture_output=True
+    )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, *command, str(two)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*launch, *command, str(two)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (load_file(path / hub_folder.WEIGHTS) for path in (one, two))
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=2e-3)
-    rows = [json.loads((path / "screening.json").read_text())["provenance"]["history"][-1] for path in (one, two)]
+    rows = [
+        json.loads((path / "screening.json").read_text())["provenance"]["history"][-1] for path in (one, two)
+    ]
     assert rows[0]["validation_loss"] == pytest.approx(rows[1]["validation_loss"], abs=0.02)
 
 

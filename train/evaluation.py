@@ -63,7 +63,7 @@ def evaluate(
             "the data that fit was given; for new data, use `covid-xct score`, which never touches the calibration."
         )
     started = time.monotonic()
-    other = _other_modality(data, folder.modality, seed)
+    other = _other_modality(data, folder.modality, seed, split["families"])
     folder = _calibrate(folder, parts, other, seed, half)
     validation = predict(folder, parts["validation"], "validation")
     test = predict(folder, parts["test"], "test")
@@ -124,11 +124,11 @@ def _earlier(path: Path, again: bool) -> int:
     return int(earlier.get("test_scored", 1))
 
 
-def _other_modality(data, modality: str, seed: int):
+def _other_modality(data, modality: str, seed: int, families: str):
     """The other modality's parts, for the guard to tell apart; None where the data has one modality only."""
     other = next(m for m in hub_folder.MODALITIES if m != modality)
     try:
-        return load_data(data, modality=other, seed=seed)
+        return load_data(data, modality=other, seed=seed, families=families)
     except DataRefused:
         return None
 

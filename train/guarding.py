@@ -52,8 +52,10 @@ def fit_guard(folder: HubFolder, parts, other, seed: int = 0) -> tuple[dict[str,
     k = min(COMPONENTS, len(basis))
     deviation = (singular[:k] / len(z) ** 0.5).clamp_min(1e-4)
     weights, bias = _separate(z, (foreign - mean) / scale)
-    tensors = {"mean": mean, "scale": scale, "basis": basis[:k], "deviation": deviation, "foreign": weights, "bias": bias}
-    return tensors, _limits(Guard(**tensors, limits={}, modality=folder.modality), held_out)
+    stored = basis[:k].half()  # most of the file; the limits below are those of what is stored
+    tensors = {"mean": mean, "scale": scale, "basis": stored.float(), "deviation": deviation, "foreign": weights}
+    tensors["bias"] = bias
+    return {**tensors, "basis": stored}, _limits(Guard(**tensors, limits={}, modality=folder.modality), held_out)
 
 
 def _limits(guard: Guard, held_out: torch.Tensor) -> dict[str, float]:
