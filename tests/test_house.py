@@ -70,7 +70,9 @@ def test_readme_tree_is_the_tree():
         parents.append(names.split()[0].rstrip("/"))
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing, f"in the README's layout but not there: {missing}"
-    modules = {f"{room}/{f.name}" for room in ("hub_model", "train", "demo") for f in (ROOT / room).glob("*.py")}
+    modules = {
+        f"{room}/{f.name}" for room in ("hub_model", "train", "demo") for f in (ROOT / room).glob("*.py")
+    }
     assert not (modules - named - {"hub_model/__init__.py", "train/__init__.py"}), modules - named
 
 
@@ -85,7 +87,9 @@ def test_readme_python_example_runs(shared_data, tmp_path, monkeypatch):
 
 
 def test_no_path_of_the_machine_in_tracked_files():
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split(
+        "\0"
+    )
     if files == [""]:
         pytest.skip("not a git checkout")
     home = str(ROOT)
