@@ -264,6 +264,9 @@ def _private_folder() -> None:
 
 if __name__ == "__main__":
     demo, launch_options = prepare()
-    _, address, _ = demo.launch(prevent_thread_lock=True, **launch_options)
+    try:
+        _, address, _ = demo.launch(prevent_thread_lock=True, **launch_options)
+    except OSError:  # Gradio gives its server 5 seconds to come up
+        sys.exit("The server did not come up, or another program took the port meanwhile. Start it again.")
     print(f"Chest COVID-19 screening: open {address} in a browser; stop with Ctrl+C.", flush=True)
     demo.block_thread()

@@ -169,8 +169,8 @@ class Desk:
             operating_point: "sensitivity", "balanced" or "specificity".
 
         Returns:
-            decision ("positive", "negative", "inconclusive" or "refused"), probability (0..1, calibrated; null
-            when refused), operating_point, threshold, modality, reasons (list of sentences), model.
+            decision ("positive", "negative", "inconclusive" or "refused"), probability (calibrated, 0..1;
+            null when refused), operating_point, threshold, modality, reasons (list of sentences), model.
         """
         return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
 

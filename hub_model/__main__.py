@@ -23,7 +23,9 @@ COLUMNS = ("file", "decision", "probability", "operating_point", "threshold", "m
 def score(
     paths: Annotated[list[Path], typer.Argument(help="pictures, or folders of them at any depth")],
     model: Annotated[str, typer.Option(help="xray or ct (embedded), a hub folder, or a Hub id")],
-    out: Annotated[Path | None, typer.Option(help="CSV file to write; by default rows go to the terminal")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file to write; by default rows go to the terminal")
+    ] = None,
     operating_point: Annotated[str | None, typer.Option(help="sensitivity, balanced or specificity")] = None,
     revision: Annotated[str | None, typer.Option(help="revision of a Hub id")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a line instead of CSV")] = False,
@@ -35,7 +37,9 @@ def score(
     screener = Screener.from_pretrained(model, revision)
     files = list(_files(paths))
     if not files:
-        raise NoPictures(f"There is no file under {', '.join(map(str, paths))}. Give pictures or folders with pictures.")
+        raise NoPictures(
+            f"There is no file under {', '.join(map(str, paths))}. Give pictures or folders with pictures."
+        )
     rows = []
     for file in track(files, "screening", console=Console(stderr=True), transient=True):
         finding = screener.screen(file, operating_point)
@@ -95,7 +99,9 @@ def main() -> None:
     try:
         app(prog_name="covid-xct")
     except (ValueError, OSError) as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("hub_model", "__main__")):
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(
+            ("hub_model", "__main__")
+        ):
             raise
         Console(stderr=True, highlight=False, markup=False).print(f"Refused. {error}", soft_wrap=True)
         sys.exit(1)

@@ -75,7 +75,11 @@ class Guard:
         projected = z @ self.basis.T
         inside = (projected / self.deviation).square().mean(1).sqrt()
         outside = (z - projected @ self.basis).square().mean(1).sqrt()
-        return {"distance": inside, "residual": outside, "foreign": torch.sigmoid(z @ self.foreign + self.bias)}
+        return {
+            "distance": inside,
+            "residual": outside,
+            "foreign": torch.sigmoid(z @ self.foreign + self.bias),
+        }
 
     def excess(self, features: torch.Tensor) -> torch.Tensor:
         """How far features (N, D) are beyond the limits, as the largest ratio to a limit: above 1 is refused."""

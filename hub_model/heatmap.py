@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 FOR, AGAINST = (230, 97, 1), (45, 110, 190)  # orange and blue, told apart by colour-blind readers too
 OPACITY = 0.6  # of the strongest evidence
+MAX_PLACES = 14  # a side; in the finer maps of flattening heads neighbours cancel, so these are averaged
 
 
 def log_odds(logits: Tensor, class_index: int = 1) -> Tensor:
@@ -39,9 +41,10 @@ def gradient(model: nn.Module, features: Tensor, class_index: int = 1) -> Tensor
 
 
 def evidence(features: Tensor, gradient: Tensor, odds: Tensor) -> Tensor:
-    """Local log-odds (N, h, w), whose mean over places is `odds` (N,)."""
-    product = (features * gradient).sum(1)
-    local = product * (product.shape[1] * product.shape[2])
+    """Local log-odds (N, h, w), whose mean over places is `odds` (N,); at most MAX_PLACES a side."""
+    local = (features * gradient).sum(1) * (features.shape[2] * features.shape[3])
+    if max(local.shape[1:]) > MAX_PLACES:
+        local = adaptive_avg_pool2d(local, [min(side, MAX_PLACES) for side in local.shape[1:]])
     return local + (odds - local.mean((1, 2)))[:, None, None]
 
 
@@ -55,7 +58,7 @@ def heat_map(model: nn.Module, pixels: Tensor, class_index: int = 1) -> np.ndarr
         class_index: 1 is COVID.
 
     Returns:
-        (h, w) float32 in 0..1 at the resolution of the feature map: above 0.5 speaks for the class, below
+        (h, w) float32 in 0..1, about as fine as the feature map: above 0.5 speaks for the class, below
         against.
 
     Raises:

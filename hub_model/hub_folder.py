@@ -240,7 +240,9 @@ def save(
         for file in covid_cnn.remote_code_files(architecture):
             (new / file.name).write_bytes(file.read_bytes())
         for file in new.iterdir():
-            file.chmod(0o644)  # safetensors writes for its owner alone; an installed package is read by everybody
+            file.chmod(
+                0o644
+            )  # safetensors writes for its owner alone; an installed package is read by everybody
             os.replace(file, path / file.name)
     if guard is None:
         (path / GUARD).unlink(missing_ok=True)

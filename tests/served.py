@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "demo" / "app.py"
-START_LIMIT = 120  # seconds; a cold disk reads torch slowly
+START_LIMIT = 180  # seconds; a cold disk reads torch slowly, and the machine may be busy
+STOP_LIMIT = 90
 
 
 def free_port() -> int:
@@ -31,6 +32,7 @@ class Server:
         url: its address, without a slash at the end.
         process: the server.
         uploads: folder that holds the folder of uploads.
+        models: hub folders that it serves; none for the embedded ones.
         said: all it has printed so far, line by line.
         started: seconds from the start of the process to the line that names the address.
     """
@@ -38,6 +40,7 @@ class Server:
     url: str
     process: subprocess.Popen
     uploads: Path
+    models: Sequence[Path]
     said: list[str] = field(default_factory=list)
     started: float = 0.0
 
@@ -47,7 +50,7 @@ class Server:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
+        self.process.wait(STOP_LIMIT)
 
 
 @contextlib.contextmanager
@@ -71,7 +74,7 @@ def served(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables, cwd=ROOT
     ) as process:
-        server = Server(f"http://127.0.0.1:{port}", process, uploads)
+        server = Server(f"http://127.0.0.1:{port}", process, uploads, models)
         ready = threading.Event()
 
         def listen() -> None:
@@ -91,6 +94,6 @@ def served(
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(20)
+                    process.wait(STOP_LIMIT)
                 except subprocess.TimeoutExpired:
                     process.kill()

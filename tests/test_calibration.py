@@ -28,7 +28,9 @@ def test_operating_points_meet_their_targets_and_not_by_giving_everything_away()
     found = {name: at_threshold(labels, p, point["threshold"]) for name, point in points.items()}
     assert 0.95 <= found["sensitivity"]["sensitivity"] < 0.96
     assert 0.95 <= found["specificity"]["specificity"] < 0.96
-    youden = [sum(at_threshold(labels, p, t)[k] for k in ("sensitivity", "specificity")) for t in np.unique(p)]
+    youden = [
+        sum(at_threshold(labels, p, t)[k] for k in ("sensitivity", "specificity")) for t in np.unique(p)
+    ]
     best = found["balanced"]
     assert best["sensitivity"] + best["specificity"] == pytest.approx(max(youden), abs=1e-12)
 

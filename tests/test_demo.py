@@ -59,11 +59,22 @@ def url(screeners, tmp_path_factory):
     app.KEPT_MINUTES, app.SWEEP_SECONDS = 0.2, 1  # 12 seconds
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
     demo = app.build(screeners)
-    demo.launch(prevent_thread_lock=True, server_port=free_port(), **app.options(demo))
+    launch(demo)
     yield demo.local_url.rstrip("/")
     demo.close()
     for name, value in before.items():
         setattr(app, name, value)
+
+
+def launch(demo, **options) -> None:
+    """Serve from this process; Gradio gives its server 5 seconds, and a busy machine may need another try."""
+    for attempt in reversed(range(5)):
+        try:
+            demo.launch(prevent_thread_lock=True, server_port=free_port(), **app.options(demo), **options)
+            return
+        except OSError:
+            if not attempt:
+                raise
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +238,7 @@ class TestPrivacy:
         monkeypatch.setenv(app.USER, "ward")
         monkeypatch.setenv(app.PASSWORD, "s3cret")
         demo = app.build({"ct": screeners["ct"]})
-        demo.launch(prevent_thread_lock=True, server_port=free_port(), **app.options(demo))
+        launch(demo)
         try:
             assert httpx.get(f"{demo.local_url}config").status_code == 401
             assert Client(demo.local_url, auth=("ward", "s3cret"), verbose=False).predict(
@@ -420,7 +431,7 @@ class TestSnippets:
 def test_the_endpoints_are_tools_when_mcp_is_on(screeners):
     pytest.importorskip("mcp", reason="needs gradio[mcp]")
     demo = app.build(screeners)
-    demo.launch(prevent_thread_lock=True, server_port=free_port(), mcp_server=True, **app.options(demo))
+    launch(demo, mcp_server=True)
     try:
         tools = httpx.get(f"{demo.local_url}gradio_api/mcp/schema").json()
         assert {tool["name"].split("_", 1)[-1] for tool in tools} >= {"screen", "model"}

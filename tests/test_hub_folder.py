@@ -22,7 +22,12 @@ def network(seed: int = 0) -> torch.nn.Module:
 
 def save(path, model=None, **changes):
     screening = {"modality": "ct", "operating_points": {"sensitivity": {"threshold": 0.3, "target": "t"}}}
-    arguments = {"architecture": ARCHITECTURE, "model_args": {}, "pretrained_cfg": CFG, "screening": screening}
+    arguments = {
+        "architecture": ARCHITECTURE,
+        "model_args": {},
+        "pretrained_cfg": CFG,
+        "screening": screening,
+    }
     return hub_folder.save(path, model or network(), **(arguments | changes))
 
 
@@ -155,7 +160,10 @@ DAMAGES = {
         lambda f: edit(f / hub_folder.CONFIG, label_names=["COVID", "Non-COVID"]),
         "COVID being class 1",
     ),
-    "unknown architecture": (lambda f: edit(f / hub_folder.CONFIG, architecture="covnet"), "unknown architecture"),
+    "unknown architecture": (
+        lambda f: edit(f / hub_folder.CONFIG, architecture="covnet"),
+        "unknown architecture",
+    ),
     "asks for code": (
         lambda f: edit(f / hub_folder.CONFIG, architecture="evil", auto_map={"AutoConfig": "evil.Config"}),
         "asks for remote code, which this package never runs",

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from train.metrics import ScreeningMetrics, at_threshold, family_weights, figures, paired_difference, threshold_free
+from train.metrics import (
+    ScreeningMetrics,
+    at_threshold,
+    family_weights,
+    figures,
+    paired_difference,
+    threshold_free,
+)
 
 CLOSE = 1e-12
 
@@ -82,7 +89,9 @@ def test_copies_do_not_narrow_the_interval(scored):
     """Ten copies of each image in one family carry no more information than the image."""
     y, p = scored
     own = figures(y, p, np.arange(len(y)), {"t": 0.5})["auroc"]
-    copied = figures(np.repeat(y, 10), np.repeat(p, 10), np.repeat(np.arange(len(y)), 10), {"t": 0.5})["auroc"]
+    copied = figures(np.repeat(y, 10), np.repeat(p, 10), np.repeat(np.arange(len(y)), 10), {"t": 0.5})[
+        "auroc"
+    ]
     assert copied["high"] - copied["low"] == pytest.approx(own["high"] - own["low"], rel=0.02)
     naive = figures(np.repeat(y, 10), np.repeat(p, 10), np.arange(10 * len(y)), {"t": 0.5})["auroc"]
     assert naive["high"] - naive["low"] < 0.5 * (own["high"] - own["low"])
@@ -118,4 +127,7 @@ def test_metric_opens_by_path_and_directly(scored):
     direct = ScreeningMetrics().compute(predictions=p, references=y, threshold=0.3)
     assert by_path.compute(threshold=0.3) == direct
     assert direct["auroc"] == pytest.approx(reference.roc_auc_score(y, p), abs=CLOSE)
-    assert "low" in ScreeningMetrics().compute(predictions=p, references=y, families=list(range(len(y))))["auroc"]
+    assert (
+        "low"
+        in ScreeningMetrics().compute(predictions=p, references=y, families=list(range(len(y))))["auroc"]
+    )

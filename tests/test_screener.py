@@ -26,7 +26,9 @@ POINTS = {
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (80, 90), dtype=np.uint8).astype(np.uint8)) for _ in range(12)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (80, 90), dtype=np.uint8).astype(np.uint8)) for _ in range(12)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +81,26 @@ def test_heat_map_on_request(screener, pictures):
 def test_every_kind_of_source_gives_the_same(screener, pictures, tmp_path):
     file = tmp_path / "p.png"
     pictures[0].save(file)
-    sources = [pictures[0], file, str(file), file.read_bytes(), io.BytesIO(file.read_bytes()), np.asarray(pictures[0])]
+    sources = [
+        pictures[0],
+        file,
+        str(file),
+        file.read_bytes(),
+        io.BytesIO(file.read_bytes()),
+        np.asarray(pictures[0]),
+    ]
     assert len({screener.screen(source).probability for source in sources}) == 1
 
 
 @pytest.mark.parametrize(
     ("probability", "decision"),
-    [(0.28, "negative"), (0.29, "inconclusive"), (0.30, "inconclusive"), (0.31, "positive"), (0.95, "positive")],
+    [
+        (0.28, "negative"),
+        (0.29, "inconclusive"),
+        (0.30, "inconclusive"),
+        (0.31, "positive"),
+        (0.95, "positive"),
+    ],
 )
 def test_decision_and_abstain_band(probability, decision):
     found, reasons = decide(probability, POINTS["sensitivity"])
@@ -104,7 +119,11 @@ def test_unknown_operating_point_names_the_known(screener, pictures):
 
 def test_unreadable_blank_and_foreign_pictures_are_refused_with_a_reason(screener):
     ramp = Image.fromarray(np.add.outer(np.arange(128), np.arange(128)).astype(np.uint8))
-    cases = [(b"no picture", "no picture"), (Image.new("L", (90, 90), 40), "blank"), (ramp, "does not look like")]
+    cases = [
+        (b"no picture", "no picture"),
+        (Image.new("L", (90, 90), 40), "blank"),
+        (ramp, "does not look like"),
+    ]
     for source, words in cases:
         finding = screener.screen(source)
         assert finding.decision == "refused" and finding.probability is None
@@ -131,7 +150,9 @@ def test_blank_is_flat_but_for_its_edge():
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "hub_model", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "hub_model", *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def test_score_writes_a_row_a_file_and_drops_none(guarded, pictures, tmp_path):

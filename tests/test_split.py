@@ -122,6 +122,23 @@ def test_official_split_is_kept_and_cleaned_towards_test():
     audit(p for p in pictures + xray if p.split)
 
 
+def test_validation_is_taken_from_train_where_none_is_published():
+    pictures = collection(families=100)
+    for picture in pictures:
+        picture.official_split = "test" if int(picture.family[1:]) % 3 == 0 else "train"
+    place(pictures, "official")
+    assert all((p.split == "test") == (p.official_split == "test") for p in pictures)
+    assert {p.split for p in pictures} == set(SPLITS)
+    audit(pictures)
+
+
+def test_official_split_needs_a_test_part():
+    pictures = collection()
+    pictures[0].official_split = "train"
+    with pytest.raises(DataRefused, match=r"official parts are train; train and test must be among them"):
+        assign_splits(pictures, "official")
+
+
 def test_official_split_needs_a_column():
     with pytest.raises(DataRefused, match="No row names an official part"):
         assign_splits(collection(), "official")

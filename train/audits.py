@@ -52,7 +52,12 @@ def coarse_only(image: Image.Image) -> Image.Image:
 def _centre(image: Image.Image) -> tuple[int, int, int, int]:
     margin = (1 - CENTRE) / 2
     width, height = image.size
-    return round(width * margin), round(height * margin), round(width * (1 - margin)), round(height * (1 - margin))
+    return (
+        round(width * margin),
+        round(height * margin),
+        round(width * (1 - margin)),
+        round(height * (1 - margin)),
+    )
 
 
 def audit(
@@ -79,7 +84,9 @@ def audit(
     split = {key: evaluation["data"][key] for key in ("seed", "split", "families")}
     parts = load_data(data, modality=folder.modality, **split)
     if fingerprint(parts)["split_sha256"] != evaluation["data"]["split_sha256"]:
-        raise WrongData(f"{run} was evaluated on other data or another split. Give the data that evaluate was given.")
+        raise WrongData(
+            f"{run} was evaluated on other data or another split. Give the data that evaluate was given."
+        )
     test = parts["test"]
     changed = {}
     for change in (borders_only, centre_only, coarse_only):
@@ -90,7 +97,9 @@ def audit(
         "thumbnail": _thumbnail(parts, seed),
         "source": _source(folder, parts, seed),
         "unseen_source": {
-            name: row for path in fold or [] for name, row in _unseen(path, parts, folder.modality, seed).items()
+            name: row
+            for path in fold or []
+            for name, row in _unseen(path, parts, folder.modality, seed).items()
         },
     }
     hub_folder.write_json(folder.path / hub_folder.EVALUATION, evaluation)
@@ -132,7 +141,9 @@ def _source(folder, parts, seed: int) -> dict:
         mask, seen = test.labels == index, train.labels == index
         if len(set(train.sources[seen])) < 2:
             continue
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
+        classifier = make_pipeline(
+            StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced")
+        )
         classifier.fit(train.features[seen], train.sources[seen])
         hits = classifier.predict(test.features[mask]) == test.sources[mask]
         units = test.families[mask]

@@ -91,9 +91,7 @@ AUGMENTATIONS = {
 """By name, then by modality. A film is never turned upside down; left and right lung may change sides."""
 
 
-def augment(
-    pixels: Tensor, name: str, modality: str, generator: torch.Generator | None = None
-) -> Tensor:
+def augment(pixels: Tensor, name: str, modality: str, generator: torch.Generator | None = None) -> Tensor:
     """Change a batch of pictures at random.
 
     Args:

@@ -33,7 +33,11 @@ def compare(
     Raises:
         NothingToCompare: no folder with evaluation.json among the runs.
     """
-    folders = [path for run in runs for path in ([run] if (run / hub_folder.CONFIG).is_file() else sorted(run.glob("*")))]
+    folders = [
+        path
+        for run in runs
+        for path in ([run] if (run / hub_folder.CONFIG).is_file() else sorted(run.glob("*")))
+    ]
     folders = [path for path in folders if (path / hub_folder.EVALUATION).is_file()]
     if not folders:
         raise NothingToCompare("No evaluated run there. Run `python -m train evaluate RUN --data ...` first.")
@@ -43,7 +47,9 @@ def compare(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".md").write_text(table, encoding="utf-8")
-        _draw(rows).savefig(out.with_suffix(".png"), dpi=110, bbox_inches="tight", metadata={"Software": None})
+        _draw(rows).savefig(
+            out.with_suffix(".png"), dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
     Console().print(Markdown(table))
     return table
 
@@ -97,7 +103,9 @@ def _draw(rows: list[dict]) -> Figure:
     axes = figure.subplots()
     rows = sorted(rows, key=lambda row: row["auroc"]["value"])
     value, low, high = (np.array([row["auroc"][key] for row in rows]) for key in ("value", "low", "high"))
-    axes.errorbar(value, range(len(rows)), xerr=[value - low, high - value], fmt="o", color="#0b6e99", capsize=3)
+    axes.errorbar(
+        value, range(len(rows)), xerr=[value - low, high - value], fmt="o", color="#0b6e99", capsize=3
+    )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
     axes.axvline(0.5, color="0.6", linestyle=":")
     axes.set(xlabel="test AUROC, 95 % interval (families resampled)", xlim=(0.3, 1.01))

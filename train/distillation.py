@@ -50,7 +50,10 @@ def with_teachers(
 
 
 def _mean_probability(folders: list[hub_folder.HubFolder], pictures: list[Image.Image]) -> np.ndarray:
-    each = [expit(run(folder, track(pictures, f"teacher {folder.path.name}", transient=True))[0]) for folder in folders]
+    each = [
+        expit(run(folder, track(pictures, f"teacher {folder.path.name}", transient=True))[0])
+        for folder in folders
+    ]
     return np.mean(each, axis=0)
 
 

@@ -34,7 +34,9 @@ class WrongData(ValueError):
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="hub folder written by fit")],
-    data: Annotated[list[str], typer.Option(help="what fit was given: folder, zip, prepared dataset; may repeat")],
+    data: Annotated[
+        list[str], typer.Option(help="what fit was given: folder, zip, prepared dataset; may repeat")
+    ],
     seed: Annotated[int, typer.Option(help="seed of the bootstrap and of the guard's foreign pictures")] = 0,
     half: Annotated[bool, typer.Option(help="store the weights in half precision")] = False,
     again: Annotated[bool, typer.Option(help="score the test part although it was scored before")] = False,

@@ -25,8 +25,8 @@ from threadpoolctl import threadpool_limits
 SIDE = 192  # pixels of the longer side at which pictures are described
 FEATURES = 160  # strongest features kept per picture
 
-# `count`: features found, at most FEATURES. `place`: x and y from the centre, then size times cosine and sine of
-# the orientation, in longer sides. `feature`: square-rooted SIFT, of length 512.
+# `count`: features found, at most FEATURES. `place`: x and y from the centre, then size times cosine and sine
+# of the orientation, in longer sides. `feature`: square-rooted SIFT, of length 512.
 RECORD = np.dtype([("count", "<u2"), ("place", "<f2", (FEATURES, 4)), ("feature", "u1", (FEATURES, 128))])
 
 # Reflecting a picture turns the 4 x 4 x 8 histogram (across, along, direction) of a feature over like this.
@@ -43,8 +43,9 @@ SQUASH = 0.5  # smallest ratio of the two scales of the map
 # The search: what is compared at all.
 WORDS, LENGTH = 64, 512  # VLAD words; numbers kept after projection
 SAMPLE = 2048  # pictures from which words and projection are learnt
-NEAREST = 8  # pictures compared with each picture, first at large, then outside its own family
-FAMILIES, PAIRS = 16, 4  # families that each family is compared with then, and pairs of pictures for each
+NEAREST = 8  # pictures compared with each picture in the first round
+OTHERS = 16  # pictures of other families considered for each picture in the second,
+FAMILIES, PAIRS = 16, 4  # where a family is compared with so many others, by so many pairs of pictures each
 BLOCK = 1024  # pictures handled at once: bounds the memory
 
 Progress = Callable[[int, int], None]
@@ -191,24 +192,27 @@ def find_families(
 
 def _vectors(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum up each picture, as it is and mirrored, in one vector: (n, at most LENGTH) float32 twice."""
-    import faiss
+    from sklearn.cluster import KMeans
+    from sklearn.utils.extmath import randomized_svd
 
-    sample = np.random.default_rng(seed).permutation(len(records))[:SAMPLE]
-    features = np.concatenate([_features(records[place]) for place in sample[: SAMPLE // 2]])
+    rng = np.random.default_rng(seed)
+    sample = rng.permutation(len(records))[:SAMPLE]
+    features = np.concatenate([_features(records[place]) for place in sample])
+    features = features[rng.permutation(len(features))[: WORDS * 256]]
     if len(features) == 0:
         return (np.zeros((len(records), 1), np.float32),) * 2
-    words = faiss.Kmeans(
-        128, min(WORDS, max(1, len(features) // 40)), niter=12, seed=seed, min_points_per_centroid=1
+    count = min(WORDS, max(1, len(features) // 40))
+    words = (
+        KMeans(count, init="random", n_init=1, max_iter=12, random_state=seed).fit(features).cluster_centers_
     )
-    words.train(features)
-    raw = np.stack([_aggregate(_features(records[place]), words.centroids) for place in sample])
-    projection = faiss.PCAMatrix(raw.shape[1], min(LENGTH, *raw.shape))
-    projection.train(raw)
+    raw = np.stack([_aggregate(_features(records[place]), words) for place in sample])
+    mean = raw.mean(axis=0)
+    axes = randomized_svd(raw - mean, min(LENGTH, *raw.shape), n_iter=2, random_state=seed)[2].T
     plain, mirrored = [], []
     for start in range(0, len(records), BLOCK):
         block = [_features(record) for record in records[start : start + BLOCK]]
         for kept, order in ((plain, slice(None)), (mirrored, MIRRORED)):
-            sums = projection.apply(np.stack([_aggregate(some[:, order], words.centroids) for some in block]))
+            sums = (np.stack([_aggregate(some[:, order], words) for some in block]) - mean) @ axes
             kept.append(sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-6))
     return np.concatenate(plain), np.concatenate(mirrored)
 
@@ -231,12 +235,12 @@ class _Search:
     def ranks(self) -> Iterator[np.ndarray]:
         """Yield (n, 2) pairs: every picture with its nearest, then with its second nearest, and so on."""
         pictures = np.arange(len(self.plain))
-        for neighbours in self._nearest(pictures)[0].T:
+        for neighbours in self._nearest(pictures, NEAREST)[0].T:
             yield np.column_stack([pictures, neighbours])
 
     def between(self, families: np.ndarray) -> np.ndarray:
         """Give the pairs of pictures, (m, 2), that speak most for joining each family with others."""
-        found, likeness = self._nearest(families)
+        found, likeness = self._nearest(families, OTHERS)
         ones, others = np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()
         order = np.argsort(-likeness.ravel(), kind="stable")
         order = order[np.isfinite(likeness.ravel()[order])]
@@ -255,9 +259,9 @@ class _Search:
                 chosen.add(pair)
         return np.array(sorted(chosen), int).reshape(-1, 2)
 
-    def _nearest(self, families: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each picture the NEAREST of other families, mirrored or not: indices, likeness, (n, k) each."""
-        count = min(NEAREST, len(self.plain) - 1)
+    def _nearest(self, families: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each picture the nearest of other families, mirrored or not: indices, likeness, (n, count)."""
+        count = min(count, len(self.plain) - 1)
         found, likeness = [], []
         for start in range(0, len(self.plain), BLOCK):
             block = slice(start, start + BLOCK)

@@ -37,25 +37,43 @@ def fit(
     modality: Annotated[str, typer.Option(help="xray or ct")],
     variant: Annotated[str, typer.Option(help="covid_cnn_* or any timm CNN")],
     out: Annotated[Path | None, typer.Option(help="run folder; by default runs/MODALITY-VARIANT")] = None,
-    recipe: Annotated[str | None, typer.Option(help="row of train/recipes.py; by default the variant's own")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="row of train/recipes.py; by default the variant's own")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="safetensors file with weights to start from")] = None,
     pretrained: Annotated[bool, typer.Option(help="start from timm's weights on the Hub")] = False,
-    model_args: Annotated[str, typer.Option(help='JSON for timm.create_model, as \'{"pad_type": "same"}\'')] = "{}",
-    split: Annotated[str, typer.Option(help="family, official or random (leaks; for demonstration)")] = "family",
-    families: Annotated[str, typer.Option(help="found (look-alikes too) or known (the collection's groups)")] = "found",
+    model_args: Annotated[
+        str, typer.Option(help='JSON for timm.create_model, as \'{"pad_type": "same"}\'')
+    ] = "{}",
+    split: Annotated[
+        str, typer.Option(help="family, official or random (leaks; for demonstration)")
+    ] = "family",
+    families: Annotated[
+        str, typer.Option(help="found (look-alikes too) or known (the collection's groups)")
+    ] = "found",
     seed: Annotated[int, typer.Option(help="seed of the split, the weights and the order of the images")] = 0,
     without_source: Annotated[
         list[str] | None, typer.Option(help="source that is kept out of training and validation; may repeat")
     ] = None,
     input_size: Annotated[int | None, typer.Option(help="side in pixels, instead of the recipe's")] = None,
-    augment: Annotated[str | None, typer.Option(help="row of train/augment.py, instead of the recipe's")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="row of train/augment.py, instead of the recipe's")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="global batch size, instead of the recipe's")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="instead of the recipe's")] = None,
-    teacher: Annotated[list[str] | None, typer.Option(help="hub folder whose probabilities are learnt; may repeat")] = None,
-    unlabelled: Annotated[Path | None, typer.Option(help="folder of further images that only teachers label")] = None,
-    distil: Annotated[float, typer.Option(help="share of the teachers in the targets of labelled images")] = 0.7,
-    mean: Annotated[float | None, typer.Option(help="of pixels in 0..1, as INIT was trained; by default timm's")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="hub folder whose probabilities are learnt; may repeat")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="folder of further images that only teachers label")
+    ] = None,
+    distil: Annotated[
+        float, typer.Option(help="share of the teachers in the targets of labelled images")
+    ] = 0.7,
+    mean: Annotated[
+        float | None, typer.Option(help="of pixels in 0..1, as INIT was trained; by default timm's")
+    ] = None,
     std: Annotated[float | None, typer.Option(help="likewise")] = None,
     bf16: Annotated[bool, typer.Option(help="compute in bfloat16 (faster on recent CPUs)")] = False,
     report: Annotated[str, typer.Option(help="none, tensorboard or trackio")] = "none",
@@ -71,7 +89,11 @@ def fit(
         DataRefused: data that cannot be used.
         TrainingFailed: the loss stopped being a number; the last good checkpoint stays for a look.
     """
-    settings = {key: str(value) for key, value in sorted(locals().items()) if key not in ("out", "overwrite", "report")}
+    settings = {
+        key: str(value)
+        for key, value in sorted(locals().items())
+        if key not in ("out", "overwrite", "report")
+    }
     out = out or Path("runs") / f"{modality}-{variant}"
     row = choose_recipe(recipe, variant, transfer=bool(init or pretrained), epochs=epochs, batch=batch,
                         learning_rate=learning_rate, input_size=input_size, augment=augment)  # fmt: skip
@@ -82,14 +104,18 @@ def fit(
     with processes.main_process_first():  # the others find the run folder opened and the data prepared
         checkpoints = _open_run(out, settings, overwrite and processes.is_main_process)
         parts = load_data(data, modality=modality, seed=seed, split=split, families=families)
-    config = hub_folder.make_config(build.architecture, build.model_args, build.pretrained_cfg, build.model.num_features)
+    config = hub_folder.make_config(
+        build.architecture, build.model_args, build.pretrained_cfg, build.model.num_features
+    )
     transform = hub_folder.transform_of(config)
     known = without(parts, without_source or [])
     train = training.read_images(known["train"], transform, config["pretrained_cfg"], "train")
     validation = training.read_images(known["validation"], transform, config["pretrained_cfg"], "validation")
     _check_classes(train, validation)
     if teacher:
-        train = distillation.with_teachers(train, known["train"], teacher, unlabelled, transform, config, distil)
+        train = distillation.with_teachers(
+            train, known["train"], teacher, unlabelled, transform, config, distil
+        )
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
     if row.probe and last is None:
@@ -103,7 +129,9 @@ def fit(
         "modality": modality,
         "calibrated": False,
         "temperature": 1.0,
-        "operating_points": {"uncalibrated": {"threshold": 0.5, "target": "not chosen yet: evaluate the run"}},
+        "operating_points": {
+            "uncalibrated": {"threshold": 0.5, "target": "not chosen yet: evaluate the run"}
+        },
         "provenance": {
             **fingerprint(parts),
             "seed": seed,
@@ -148,7 +176,9 @@ def without(parts, sources: list[str]):
     """
     known = {source for part in parts.values() for source in part.unique("source")}
     if unknown := set(sources) - known:
-        raise FitRefused(f"No source {', '.join(sorted(unknown))} in the data; it has {', '.join(sorted(known))}.")
+        raise FitRefused(
+            f"No source {', '.join(sorted(unknown))} in the data; it has {', '.join(sorted(known))}."
+        )
     if not sources:
         return parts
     return parts.filter(lambda source: source not in sources, input_columns="source")
@@ -158,9 +188,13 @@ def _parse(model_args: str) -> dict:
     try:
         parsed = json.loads(model_args)
     except ValueError as error:
-        raise FitRefused(f"--model-args is no JSON ({error}). Write it as '{{\"pad_type\": \"same\"}}'.") from error
+        raise FitRefused(
+            f'--model-args is no JSON ({error}). Write it as \'{{"pad_type": "same"}}\'.'
+        ) from error
     if not isinstance(parsed, dict):
-        raise FitRefused(f"--model-args is a {type(parsed).__name__}; an object such as '{{\"drop_rate\": 0.2}}' is meant.")
+        raise FitRefused(
+            f"--model-args is a {type(parsed).__name__}; an object such as '{{\"drop_rate\": 0.2}}' is meant."
+        )
     return parsed
 
 
@@ -179,7 +213,9 @@ def _open_run(out: Path, settings: dict, overwrite: bool) -> Path:
     checkpoints = out / "trainer"
     if out.is_dir() and any(out.iterdir()) and not checkpoints.is_dir():
         if not overwrite:
-            raise FitRefused(f"{out} holds a finished run or other files. Give another --out, or --overwrite to replace it.")
+            raise FitRefused(
+                f"{out} holds a finished run or other files. Give another --out, or --overwrite to replace it."
+            )
         if not (out / hub_folder.CONFIG).is_file():
             raise FitRefused(f"{out} is no run folder, so it is not overwritten. Give another --out.")
         shutil.rmtree(out)
@@ -197,12 +233,16 @@ def _open_run(out: Path, settings: dict, overwrite: bool) -> Path:
     return checkpoints
 
 
-def _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report) -> training.RecipeTrainer:
+def _trainer(
+    build, config, row, train, validation, modality, checkpoints, seed, bf16, report
+) -> training.RecipeTrainer:
     model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(config))
     model.timm_model = build.model
     world = int(os.environ.get("WORLD_SIZE", 1))
     if row.batch % world:
-        raise FitRefused(f"A global batch of {row.batch} does not divide over {world} processes; give another --batch.")
+        raise FitRefused(
+            f"A global batch of {row.batch} does not divide over {world} processes; give another --batch."
+        )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=row.epochs,
@@ -253,4 +293,6 @@ def _trainer(build, config, row, train, validation, modality, checkpoints, seed,
 def _portable(settings: dict) -> dict:
     """Settings without the folders of this machine: file names stay, the paths to them do not."""
     paths = {"data", "init", "teacher", "unlabelled"}
-    return {key: Path(value.strip("[]'\"")).name if key in paths else value for key, value in settings.items()}
+    return {
+        key: Path(value.strip("[]'\"")).name if key in paths else value for key, value in settings.items()
+    }

@@ -58,9 +58,13 @@ def drawing(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Imag
         elif shape == 1:
             draw.rectangle(box, outline=ink, fill=shade if rng.random() < 0.4 else None, width=width)
         elif shape == 2:
-            draw.line([tuple(p) for p in rng.integers(0, SIDE, (int(rng.integers(2, 9)), 2)).tolist()], ink, width)
+            draw.line(
+                [tuple(p) for p in rng.integers(0, SIDE, (int(rng.integers(2, 9)), 2)).tolist()], ink, width
+            )
         else:
-            draw.polygon([tuple(p) for p in rng.integers(0, SIDE, (int(rng.integers(3, 7)), 2)).tolist()], shade, ink)
+            draw.polygon(
+                [tuple(p) for p in rng.integers(0, SIDE, (int(rng.integers(3, 7)), 2)).tolist()], shade, ink
+            )
     return picture
 
 
@@ -69,7 +73,10 @@ def document(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Ima
     light = rng.random() < 0.7
     picture = Image.new("L", (SIDE, SIDE), int(rng.integers(225, 256)) if light else int(rng.integers(0, 40)))
     draw, size = ImageDraw.Draw(picture), int(rng.integers(9, 22))
-    font, letters = ImageFont.load_default(size), list("abcdefghijklmnopqrstuvwxyzABCDEFGHILMNOPRST0123456789")
+    font, letters = (
+        ImageFont.load_default(size),
+        list("abcdefghijklmnopqrstuvwxyzABCDEFGHILMNOPRST0123456789"),
+    )
     for y in range(int(rng.integers(4, 30)), SIDE - size, int(size * rng.uniform(1.2, 1.9))):
         words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(rng.integers(1, 8))]
         draw.text((int(rng.integers(4, 40)), y), " ".join(words), 20 if light else 235, font=font)
@@ -85,7 +92,12 @@ def screenshot(rng: np.random.Generator, real: Image.Image, teaching: bool) -> I
     draw.rectangle([0, 0, picture.width, int(rng.integers(18, 44))], bar)
     draw.rectangle([0, 0, int(rng.integers(50, 120)), picture.height], bar)
     for y in range(8, SIDE - 10, int(rng.integers(14, 26))):
-        draw.text((6, y), "".join(rng.choice(list("abcdefghimnorst "), rng.integers(4, 14))), 255 - ground, font=font)
+        draw.text(
+            (6, y),
+            "".join(rng.choice(list("abcdefghimnorst "), rng.integers(4, 14))),
+            255 - ground,
+            font=font,
+        )
     height = int(SIDE * rng.uniform(0.35, 0.6))
     small = real.resize((max(1, round(height * real.width / real.height)), height))
     picture.paste(small, (int(rng.integers(125, 180)), int(rng.integers(50, SIDE - height))))

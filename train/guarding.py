@@ -23,7 +23,9 @@ AT_MOST = 1500
 """Training images used, drawn at random."""
 
 
-def fit_guard(folder: HubFolder, parts, other, seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def fit_guard(
+    folder: HubFolder, parts, other, seed: int = 0
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Fit the guard of a network.
 
     Args:
@@ -39,7 +41,9 @@ def fit_guard(folder: HubFolder, parts, other, seed: int = 0) -> tuple[dict[str,
     reals = _some(parts["train"], AT_MOST, rng)
     shaken = [_shake(image, rng) for image in reals]
     _, own = run(folder, track(reals + shaken, "guard: training images", transient=True))
-    _, held_out = run(folder, track(_some(parts["validation"], AT_MOST, rng), "guard: validation", transient=True))
+    _, held_out = run(
+        folder, track(_some(parts["validation"], AT_MOST, rng), "guard: validation", transient=True)
+    )
     kinds = foreign_pictures(reals, folder.modality, TEACH_A_KIND, seed, teaching=True)
     if other is not None:
         kinds["other modality"] = iter(_some(other, 3 * TEACH_A_KIND, rng))
@@ -53,9 +57,17 @@ def fit_guard(folder: HubFolder, parts, other, seed: int = 0) -> tuple[dict[str,
     deviation = (singular[:k] / len(z) ** 0.5).clamp_min(1e-4)
     weights, bias = _separate(z, (foreign - mean) / scale)
     stored = basis[:k].half()  # most of the file; the limits below are those of what is stored
-    tensors = {"mean": mean, "scale": scale, "basis": stored.float(), "deviation": deviation, "foreign": weights}
+    tensors = {
+        "mean": mean,
+        "scale": scale,
+        "basis": stored.float(),
+        "deviation": deviation,
+        "foreign": weights,
+    }
     tensors["bias"] = bias
-    return {**tensors, "basis": stored}, _limits(Guard(**tensors, limits={}, modality=folder.modality), held_out)
+    return {**tensors, "basis": stored}, _limits(
+        Guard(**tensors, limits={}, modality=folder.modality), held_out
+    )
 
 
 def _limits(guard: Guard, held_out: torch.Tensor) -> dict[str, float]:
@@ -75,7 +87,9 @@ def _separate(own: torch.Tensor, foreign: torch.Tensor) -> tuple[torch.Tensor, t
     x = torch.cat([own, foreign]).numpy()
     y = np.r_[np.zeros(len(own)), np.ones(len(foreign))]
     model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000).fit(x, y)
-    return torch.tensor(model.coef_[0], dtype=torch.float32), torch.tensor(model.intercept_[0], dtype=torch.float32)
+    return torch.tensor(model.coef_[0], dtype=torch.float32), torch.tensor(
+        model.intercept_[0], dtype=torch.float32
+    )
 
 
 def measure_guard(folder: HubFolder, test, other, seed: int = 0) -> dict:
@@ -103,7 +117,8 @@ def measure_guard(folder: HubFolder, test, other, seed: int = 0) -> dict:
     return {
         "false_refusals": _share("refused", refused, families),
         "false_refusals_by_source": {
-            str(s): _share("refused", refused[sources == s], families[sources == s]) for s in np.unique(sources)
+            str(s): _share("refused", refused[sources == s], families[sources == s])
+            for s in np.unique(sources)
         },
         "caught": caught,
     }

@@ -47,7 +47,9 @@ def _axes(title: str, x: str, y: str, size=(4.4, 4.2)):
 
 def _curves(parts: dict[str, Predictions], roc: bool) -> Figure:
     titles = (
-        ("ROC", "1 - specificity", "sensitivity") if roc else ("Precision-recall", "recall (sensitivity)", "precision")
+        ("ROC", "1 - specificity", "sensitivity")
+        if roc
+        else ("Precision-recall", "recall (sensitivity)", "precision")
     )
     figure, axes = _axes(*titles)
     for name, found in parts.items():
@@ -87,9 +89,19 @@ def _scores(folder: HubFolder, test: Predictions) -> Figure:
     probabilities = expit(test.margins)
     for index, label in enumerate(LABELS):
         values = probabilities[test.labels == index]
-        axes.hist(values, np.linspace(0, 1, 26), alpha=0.6, color=COLOURS[label], label=f"{label} (n = {len(values)})")
-    for (name, point), style in zip(folder.screening["operating_points"].items(), ("-", "--", ":"), strict=False):
-        axes.axvline(point["threshold"], color="0.2", linestyle=style, label=f"{name} {point['threshold']:.2f}")
+        axes.hist(
+            values,
+            np.linspace(0, 1, 26),
+            alpha=0.6,
+            color=COLOURS[label],
+            label=f"{label} (n = {len(values)})",
+        )
+    for (name, point), style in zip(
+        folder.screening["operating_points"].items(), ("-", "--", ":"), strict=False
+    ):
+        axes.axvline(
+            point["threshold"], color="0.2", linestyle=style, label=f"{name} {point['threshold']:.2f}"
+        )
     axes.legend(fontsize=8)
     return figure
 
@@ -97,13 +109,17 @@ def _scores(folder: HubFolder, test: Predictions) -> Figure:
 def _confusion(folder: HubFolder, test: Predictions) -> Figure:
     points = folder.screening["operating_points"]
     figure = Figure(figsize=(3.1 * len(points), 3.1))
-    for axes, (name, point) in zip(np.atleast_1d(figure.subplots(1, len(points))), points.items(), strict=True):
+    for axes, (name, point) in zip(
+        np.atleast_1d(figure.subplots(1, len(points))), points.items(), strict=True
+    ):
         c = confusion(test.labels, expit(test.margins), point["threshold"])
         table = np.array([[c["tn"], c["fp"]], [c["fn"], c["tp"]]])
         axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(table):
             dark = count > 0.55 * table[row].sum()
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color="white" if dark else "black")
+            axes.text(
+                column, row, f"{count:.0f}", ha="center", va="center", color="white" if dark else "black"
+            )
         axes.set(title=f"{name} (>= {point['threshold']:.2f})", xlabel="called", ylabel="truth")
         axes.set_xticks([0, 1], ["negative", "positive"])
         axes.set_yticks([0, 1], LABELS, rotation=90, va="center")

@@ -46,7 +46,11 @@ def predict(folder: hub_folder.HubFolder, part, name: str, change=None) -> Predi
     margins, features = run(folder, track(images, description=name, total=len(part), transient=True))
     columns = part.select_columns(["label", "family", "source"]).to_dict()
     return Predictions(
-        margins, features, np.array(columns["label"]), np.array(columns["family"]), np.array(columns["source"])
+        margins,
+        features,
+        np.array(columns["label"]),
+        np.array(columns["family"]),
+        np.array(columns["source"]),
     )
 
 

@@ -32,7 +32,7 @@ from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, write_manifest
 from .reading import column_of, entries_of, fingerprint, read_all
 from .sources import open_sources
-from .split import RATIOS, assign_splits, audit
+from .split import RATIOS, assign_splits, audit, check_split
 from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 
 SMALL = 256
@@ -46,7 +46,7 @@ LISTED = 20
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_PLACE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG}
 )
 
 
@@ -95,8 +95,10 @@ def prepare(
     }
     _check(settings, allow_leak)
     rows = _ordered(open_sources(sources, modality, labels, zip_limit))
+    _check_classes([row for row in rows if row.skipped is None])
     settings["inputs"] = fingerprint(rows, settings)
     if _is_finished(out, settings["inputs"]):
+        _say(f"{out}: was prepared before from the same files")
         return out
     with _writing(out):
         partial = out.with_name(out.name + ".partial")
@@ -118,6 +120,7 @@ def prepare(
 
 
 def _check(settings: Mapping, allow_leak: bool) -> None:
+    check_split(settings["split"], settings["ratios"])
     if settings["split"] == "random" and not allow_leak:
         raise DataRefused(
             "A random split puts copies of one original, and pictures of one patient, on both sides: every"
@@ -179,6 +182,17 @@ def _ordered(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{row.source}\0{row.path}".encode()).digest())
 
 
+def _check_classes(pictures: Sequence[Row] | Sequence[Entry]) -> None:
+    for modality in sorted({picture.modality for picture in pictures}) or ["nothing usable"]:
+        present = {LABELS[picture.label] for picture in pictures if picture.modality == modality}
+        if len(present) < len(LABELS):
+            raise DataRefused(
+                f"{modality}: {f'only the class {present.pop()}' if present else 'no class'} is there; both"
+                f" {' and '.join(LABELS)} are needed. Add pictures of the other class, or join a source that"
+                " has them."
+            )
+
+
 def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -> None:
     bad = [entry for entry in entries if entry.refused]
     if len(bad) <= limit * len(entries):
@@ -196,14 +210,7 @@ def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -
 def _split(entries: Sequence[Entry], settings: Mapping) -> None:
     """Give every accepted picture its part, and prove that no family straddles two."""
     good = [entry for entry in entries if not entry.refused]
-    for modality in sorted({entry.modality for entry in good}) or ["nothing usable"]:
-        present = sorted({LABELS[entry.label] for entry in good if entry.modality == modality})
-        if len(present) < len(LABELS):
-            raise DataRefused(
-                f"{modality}: {'only the class ' + present[0] if present else 'no class'} is there; both"
-                f" {' and '.join(LABELS)} are needed. Add pictures of the other class, or join a source that"
-                " has them."
-            )
+    _check_classes(good)
     splits = assign_splits(good, settings["split"], settings["seed"], settings["ratios"])
     for entry, part in zip(good, splits, strict=True):
         entry.split = part
@@ -250,4 +257,8 @@ def _tell(out: Path, entries: Sequence[Entry]) -> None:
     if left_out:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in left_out.most_common())
         text += f". Left out, by name in {MANIFEST_FILE}: {reasons}"
+    _say(text)
+
+
+def _say(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)

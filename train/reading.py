@@ -24,6 +24,9 @@ FORMAT = 2
 CHUNK = 64
 """Pictures per unit of resumable work."""
 
+HELD = 8
+"""Encoded pictures in memory at a time: some films have 20 million pixels."""
+
 PLAIN_INFO = frozenset(
     {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "progressive", "progression"}
 )
@@ -87,16 +90,19 @@ def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
 
 
 def column_of(entries: Sequence[Entry], chunks: Sequence[Path], column: str) -> Iterator[tuple[Entry, bytes]]:
-    """Stream one binary column ("image" or "descriptor") of the given entries, chunk by chunk."""
+    """Stream one binary column ("image" or "descriptor") of the given entries, in the order they were
+    read."""
     import pyarrow.parquet as pq
 
-    by_chunk: dict[int, list[Entry]] = {}
-    for entry in entries:
-        by_chunk.setdefault(entry.chunk, []).append(entry)
-    for number in sorted(by_chunk):
-        values = pq.read_table(chunks[number], columns=[column])[column]
-        for entry in by_chunk[number]:
-            yield entry, values[entry.place].as_py()
+    by_place = {(entry.chunk, entry.place): entry for entry in entries}
+    for number in sorted({entry.chunk for entry in entries}):
+        with pq.ParquetFile(chunks[number]) as chunk:
+            place = 0
+            for batch in chunk.iter_batches(HELD, columns=[column]):
+                for value in batch[column]:
+                    if (number, place) in by_place:
+                        yield by_place[number, place], value.as_py()
+                    place += 1
 
 
 def _loaded(rows: Sequence[Row]) -> list[Row]:
@@ -116,9 +122,11 @@ def _read_chunk(rows: Sequence[Row], target: Path, settings: Mapping) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([_record(row, settings) for row in rows], schema=_chunk_schema())
-    partial = target.with_suffix(f".{os.getpid()}")
-    pq.write_table(table, partial, compression="none")
+    partial, schema = target.with_suffix(f".{os.getpid()}"), _chunk_schema()
+    with pq.ParquetWriter(partial, schema, compression="none", write_statistics=False) as writer:
+        for start in range(0, len(rows), HELD):
+            records = [_record(row, settings) for row in rows[start : start + HELD]]
+            writer.write_table(pa.Table.from_pylist(records, schema=schema))
     os.replace(partial, target)
     return len(rows)
 

@@ -7,7 +7,7 @@ Copies of one original, or pictures of one patient, on both sides of a split tur
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from hub_model.hub_folder import LABELS
@@ -61,17 +61,23 @@ def assign_splits(
     Raises:
         DataRefused: unknown kind, bad ratios, or a class with too few families to be in all three parts.
     """
+    check_split(kind, ratios)
+    shares = dict(zip(SPLITS, ratios, strict=True))
+    if kind == "random":
+        return _dealt(rows, [f"{row.source}/{row.path}" for row in rows], seed, shares)
+    if kind == "family":
+        return _dealt(rows, [row.family for row in rows], seed, shares)
+    return _official(rows, seed, shares)
+
+
+def check_split(kind: str, ratios: Sequence[float]) -> None:
+    """Raises DataRefused for an unknown kind or bad ratios, before any work is done."""
     if kind not in KINDS:
         raise DataRefused(f"Split {kind!r}: accepted are {', '.join(map(repr, KINDS))}.")
     if len(ratios) != len(SPLITS) or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise DataRefused(
             f"Ratios {tuple(ratios)}: needed are three shares above 0 that add up to 1, as {RATIOS}."
         )
-    if kind == "random":
-        return _dealt(rows, [f"{row.source}/{row.path}" for row in rows], seed, ratios)
-    if kind == "family":
-        return _dealt(rows, [row.family for row in rows], seed, ratios)
-    return _official(rows, seed, ratios)
 
 
 def audit(rows: Iterable[Picture]) -> None:
@@ -114,7 +120,9 @@ def _strata(row: Picture) -> list[Stratum]:
     return [key[:1], key[:2], key]
 
 
-def _dealt(rows: Sequence[Picture], units: Sequence[str], seed: int, ratios: Sequence[float]) -> list[str]:
+def _dealt(
+    rows: Sequence[Picture], units: Sequence[str], seed: int, shares: Mapping[str, float]
+) -> list[str]:
     """Deal units (families, or single pictures), each whole to one part.
 
     Largest first, each to the part that would be the least full after it, relative to its share: the rule for
@@ -124,8 +132,7 @@ def _dealt(rows: Sequence[Picture], units: Sequence[str], seed: int, ratios: Seq
     for row, unit in zip(rows, units, strict=True):
         counts[unit].update(_strata(row))
     order = sorted(counts, key=lambda unit: (-counts[unit].total(), _shuffled(seed, unit)))
-    have = {split: Counter() for split in SPLITS}
-    shares = dict(zip(SPLITS, ratios, strict=True))
+    have = {split: Counter() for split in shares}
     home = {}
     for unit in order:
         fullness = {
@@ -134,7 +141,7 @@ def _dealt(rows: Sequence[Picture], units: Sequence[str], seed: int, ratios: Seq
         }
         home[unit] = min(fullness, key=fullness.get)
         have[home[unit]].update(counts[unit])
-    _fill_empty(home, counts)
+    _fill_empty(home, counts, list(shares))
     return [home[unit] for unit in units]
 
 
@@ -143,39 +150,54 @@ def _shuffled(seed: int, unit: str) -> bytes:
     return hashlib.sha256(f"{seed}:{unit}".encode()).digest()
 
 
-def _fill_empty(home: dict[str, str], counts: dict[str, Counter[Stratum]]) -> None:
+def _fill_empty(home: dict[str, str], counts: Mapping[str, Counter[Stratum]], parts: Sequence[str]) -> None:
     """Give every class a family in every part, where few families left one empty (moves the smallest)."""
     for key in sorted({key for count in counts.values() for key in count if len(key) == 2}):
         holders = sorted(
             (unit for unit in home if counts[unit][key]), key=lambda unit: (counts[unit].total(), unit)
         )
-        if len(holders) < len(SPLITS):
+        if len(holders) < len(parts):
             modality, label = key
             raise DataRefused(
                 f"{modality}: class {LABELS[int(label)]} has {len(holders)} families; a split needs at least"
-                f" {len(SPLITS)}, one for each of train, validation and test. Add pictures of other patients."
+                f" {len(parts)}, one for each of {', '.join(parts)}. Add pictures of other patients."
             )
-        for split in SPLITS:
+        for split in parts:
             per_split = Counter(home[unit] for unit in holders)
             if not per_split[split]:
-                richest = max(SPLITS, key=lambda one: (per_split[one], one == "train"))
+                richest = max(parts, key=lambda one: (per_split[one], one == "train"))
                 home[next(unit for unit in holders if home[unit] == richest)] = split
 
 
-def _official(rows: Sequence[Picture], seed: int, ratios: Sequence[float]) -> list[str | None]:
-    """Published parts where a modality has them, cleaned of copies towards the later part; else by family."""
+def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -> list[str | None]:
+    """Published parts where a modality has them, cleaned of copies towards the later part; else by family.
+
+    Where test is published but no validation, families of train are dealt to the two.
+    """
     splits: list[str | None] = [row.official_split for row in rows]
-    having = {row.modality for row in rows if row.official_split}
-    if not having:
+    if not any(splits):
         raise DataRefused(
             "No row names an official part (a column official_split or split with train, validation, test). "
             "Add the column, or split by family."
         )
-    rest = [index for index, row in enumerate(rows) if row.modality not in having]
-    for index, split in zip(
-        rest, _dealt([rows[i] for i in rest], [rows[i].family for i in rest], seed, ratios), strict=True
-    ):
-        splits[index] = split
+    for modality in sorted({row.modality for row in rows}):
+        own = [index for index, row in enumerate(rows) if row.modality == modality]
+        published = {splits[index] for index in own} - {None}
+        if published and not {"train", "test"} <= published:
+            raise DataRefused(
+                f"{modality}: its official parts are {', '.join(sorted(published))}; train and test must be"
+                " among them. Complete the column, or split by family."
+            )
+        dealt = {} if published == set(SPLITS) else dict(shares)
+        if published == {"train", "test"}:
+            own = [index for index in own if splits[index] == "train"]
+            dealt.pop("test")
+        if dealt:
+            some = [rows[index] for index in own]
+            for index, split in zip(
+                own, _dealt(some, [row.family for row in some], seed, dealt), strict=True
+            ):
+                splits[index] = split
     last: dict[str, int] = {}
     for row, split in zip(rows, splits, strict=True):
         if split:

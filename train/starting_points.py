@@ -26,7 +26,9 @@ class NoStartingPoint(ValueError):
 
 
 def start(
-    file: Annotated[Path, typer.Argument(help="safetensors of a ResNet50-v2 with a stem norm, or of an EdgeTPU")],
+    file: Annotated[
+        Path, typer.Argument(help="safetensors of a ResNet50-v2 with a stem norm, or of an EdgeTPU")
+    ],
     out: Annotated[Path, typer.Option(help="safetensors to write, for fit --init")],
     blocks: Annotated[int, typer.Option(help="blocks of the ResNet's third stage to keep, 1 to 6")] = 6,
 ) -> Path:
@@ -41,7 +43,7 @@ def start(
         said = f"--variant resnetv2_50 --model-args '{json.dumps(resnetv2_args(blocks))}' --mean 0.4185 --std 0.2822"
     elif "blocks.0.0.bn1.weight" in state and "blocks.1.0.conv_exp.weight" in state:
         model = stock_edgetpu(state)
-        said = "--variant mobilenet_edgetpu_100 --model-args '{\"pad_type\": \"same\"}' --mean 0.5 --std 0.5"
+        said = '--variant mobilenet_edgetpu_100 --model-args \'{"pad_type": "same"}\' --mean 0.5 --std 0.5'
     else:
         raise NoStartingPoint(
             f"{file} holds neither a ResNet50-v2 with a norm in its stem nor a MobileNet-EdgeTPU. A file under stock timm "
@@ -82,7 +84,9 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
     a, b = affine(state, "stem.norm")
     g, h = affine(state, "stages.0.blocks.0.norm1")
     if ((g > 0) & (h > 0)).any():
-        raise NoStartingPoint("A norm with positive slope and intercept after the stem cannot be carried over.")
+        raise NoStartingPoint(
+            "A norm with positive slope and intercept after the stem cannot be carried over."
+        )
     twice = torch.nonzero((g < 0) & (h > 0)).flatten()
     width, count = len(g), len(twice)
     new = {name: tensor for name, tensor in state.items() if not name.startswith("stem.norm")}
@@ -102,7 +106,11 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
     constant[twice] = h[twice]
     readers = {
         "conv1.weight": [f"{first}norm2"],
-        "downsample.conv.weight": ["stages.0.blocks.1.norm1", "stages.0.blocks.2.norm1", "stages.1.blocks.0.norm1"],
+        "downsample.conv.weight": [
+            "stages.0.blocks.1.norm1",
+            "stages.0.blocks.2.norm1",
+            "stages.1.blocks.0.norm1",
+        ],
     }
     for name, norms in readers.items():
         kernel = state[first + name]
@@ -144,8 +152,12 @@ def stock_edgetpu(state: dict[str, Tensor]) -> nn.Module:
 def _load(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     own = model.state_dict()
     head = model.pretrained_cfg["classifier"]
-    missing = [name for name in own if name not in state and not name.startswith(head) and "num_batches" not in name]
+    missing = [
+        name for name in own if name not in state and not name.startswith(head) and "num_batches" not in name
+    ]
     if missing:
-        raise NoStartingPoint(f"{len(missing)} tensors are missing, first {missing[0]}: this is another network.")
+        raise NoStartingPoint(
+            f"{len(missing)} tensors are missing, first {missing[0]}: this is another network."
+        )
     model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
     return model

@@ -245,11 +245,11 @@ class Thorax:
     def _place(self, organ: str, x: float, y: float, z: float = 0.0) -> tuple[float, float, float]:
         """An organ's usual centre, moved by this patient's few mm."""
         dx, dy, dz, _ = self.own[organ]
-        return x + 3 * dx, y + 3 * dy, z + 3 * dz
+        return x + 4 * dx, y + 4 * dy, z + 4 * dz
 
     def _sizes(self, organ: str, *usual: float) -> tuple[float, ...]:
         """An organ's usual measures, times this patient's factor."""
-        return tuple(one * (1 + 0.11 * self.own[organ][3]) for one in usual)
+        return tuple(one * (1 + 0.13 * self.own[organ][3]) for one in usual)
 
     # --- solids -----------------------------------------------------------------------------------
 
@@ -511,13 +511,13 @@ def _at_pleura(thorax: Thorax, rng: np.random.Generator, side: int) -> tuple[flo
 
 def _covid(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
     """Ground glass on both sides, peripheral, partly dense (Bernheim et al., Radiology 295:685, 2020)."""
-    severity = rng.uniform(0.15, 1)
+    severity = rng.uniform(0.3, 1)
     lesions = []
     for side in (-1, 1):
-        for _ in range(4 + int(rng.integers(0, 4) + 8 * severity)):
-            radius = rng.uniform(12, 20 + 20 * severity)
+        for _ in range(6 + int(rng.integers(0, 4) + 9 * severity)):
+            radius = rng.uniform(14, 24 + 20 * severity)
             dense = rng.random() < 0.12 + 0.25 * severity
-            opacity = rng.uniform(0.7, 0.95) if dense else rng.uniform(0.25, 0.45 + 0.15 * severity)
+            opacity = rng.uniform(0.7, 0.95) if dense else rng.uniform(0.32, 0.5 + 0.15 * severity)
             flat = rng.uniform(0.7, 1.3, 3) * radius * (0.75 if dense else 1)
             lesions.append(Lesion(_at_pleura(thorax, rng, side), tuple(flat.tolist()), opacity, 0.28))
     return lesions

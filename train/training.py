@@ -47,7 +47,12 @@ class Images(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        return {"pixels": self.pixels[index], "labels": self.labels[index], "targets": self.targets[index], "index": index}
+        return {
+            "pixels": self.pixels[index],
+            "labels": self.labels[index],
+            "targets": self.targets[index],
+            "index": index,
+        }
 
 
 def standardise(pixels: torch.Tensor, pretrained_cfg: dict) -> torch.Tensor:
@@ -70,7 +75,9 @@ def read_images(part, transform, pretrained_cfg: dict, name: str) -> Images:
         tensor = transform(row["image"].convert("L"))[:1]
         pixels[index] = ((tensor * std + mean) * 255).round().to(torch.uint8)
     labels = torch.tensor(part["label"])
-    return Images(pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), part["source"], part["path"])
+    return Images(
+        pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), part["source"], part["path"]
+    )
 
 
 class Batches:
@@ -144,7 +151,10 @@ class RecipeTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).timm_model
 
     def get_eval_dataloader(self, eval_dataset=None):
-        collate, self.data_collator = self.data_collator, Batches(self.batches.pretrained_cfg, self.batches.modality)
+        collate, self.data_collator = (
+            self.data_collator,
+            Batches(self.batches.pretrained_cfg, self.batches.modality),
+        )
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:

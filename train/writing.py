@@ -14,7 +14,8 @@ from .split import LEAKING, SPLITS, split_hash
 
 FORMAT = 1
 ROW_GROUP = 100
-"""Pictures held at a time per part."""
+ROW_GROUP_BYTES = 32 * 2**20
+"""Pictures, and bytes of pictures, held at a time per part."""
 
 SHARD_BYTES = 400 * 2**20
 SPLIT_FILE = "split.json"
@@ -73,12 +74,12 @@ class _Shards:
         self.lines: list[dict] = []
         self.shards: list[Path] = []
         self.writer = None
-        self.in_shard = self.total = 0
+        self.held = self.in_shard = self.total = 0
 
     def add(self, line: dict) -> None:
         self.lines.append(line)
-        self.in_shard += len(line["image"]["bytes"])
-        if len(self.lines) == ROW_GROUP:
+        self.held += len(line["image"]["bytes"])
+        if len(self.lines) == ROW_GROUP or self.held >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -89,7 +90,8 @@ class _Shards:
             self.shards.append(self.folder / f"{self.split}-{len(self.shards):05d}")
             self.writer = pq.ParquetWriter(self.shards[-1], self.schema)
         self.writer.write_table(pa.Table.from_pylist(self.lines, schema=self.schema))
-        self.lines = []
+        self.in_shard += self.held
+        self.lines, self.held = [], 0
         if self.in_shard >= SHARD_BYTES:
             self._finish()
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/demo.py [--model FOLDER]... [--requests 40] [--uploads 1000]
 
-One answer is: upload the picture, ask /heat_map (reading, network, guard, heat map, overlay), fetch the tinted
-picture. Prints Markdown. Say beside the figures what else the machine was doing.
+One answer is: upload the picture, ask /heat_map (reading, network, guard, heat map, overlay), fetch the
+tinted picture. Prints Markdown. Say beside the figures what else the machine was doing.
 """
 
 import argparse

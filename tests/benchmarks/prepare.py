@@ -25,7 +25,7 @@ import psutil
 from tests.augmented import originals, write_archive
 
 COPIES = 10
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 2.0
 GIB = 2**30
 
 

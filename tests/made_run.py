@@ -1,0 +1,161 @@
+"""A finished run made in a second: an untrained network, a guard fitted on drawn pictures, figures of
+invented scores.
+
+Everything that reads a hub folder can be tried on it; nobody should believe its figures.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from hub_model import guard, hub_folder
+from train import calibration, guarding, metrics
+
+ARCHITECTURE, SIDE = "mobilenetv2_035", 96
+
+
+def pictures(number: int, seed: int = 0) -> Iterator[Image.Image]:
+    """Dark ovals on a bright ground, of many sizes: drawn chests."""
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        width, height = (int(side) for side in rng.integers(90, 420, 2))
+        picture = Image.new("L", (width, height), int(rng.integers(90, 230)))
+        pen = ImageDraw.Draw(picture)
+        for left in (0.1, 0.55):
+            box = [left * width, 0.15 * height, (left + 0.35) * width, 0.85 * height]
+            pen.ellipse(box, fill=int(rng.integers(0, 90)))
+        yield picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 3))))
+
+
+def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
+    """Write a hub folder with everything but a card."""
+    torch.manual_seed(seed)
+    model = timm.create_model(ARCHITECTURE, num_classes=2, pretrained=False).eval()
+    cfg = {"input_size": [3, SIDE, SIDE], "mean": [0.5] * 3, "std": [0.25] * 3}
+    config = hub_folder.make_config(ARCHITECTURE, {}, cfg, model.num_features)
+    transform = hub_folder.transform_of(config)
+    pixels = torch.stack([transform(picture) for picture in pictures(40, seed)])
+    with torch.inference_mode():
+        logits, _, features = guard.view(model, pixels)
+        margins = (logits[:, 1] - logits[:, 0]).double().numpy()
+    head, stretch = model.get_classifier(), 2 / float(margins.std())
+    with (
+        torch.no_grad()
+    ):  # so that both answers are given: an untrained head says nearly the same of every picture
+        head.weight.mul_(stretch)
+        head.bias.mul_(stretch).sub_(torch.tensor([-0.5, 0.5]) * stretch * float(np.median(margins)))
+    tensors = _guard(features)
+    limits = {
+        name: 1.5 * float(value.max())
+        for name, value in guard.Guard(**tensors, limits={}, modality=modality).scores(features).items()
+    }
+    evaluation, points = _evaluation(modality, seed)
+    screening = {
+        "modality": modality, "calibrated": True, "temperature": 1.25, "operating_points": points,
+        "guard": {"limits": limits},
+        "provenance": {
+            **{name: evaluation["data"][name] for name in ("data_sha256", "split_sha256", "seed", "split")},
+            "recipe": {"name": "scratch", "epochs": 3, "learning_rate": 0.001},
+            "settings": {"variant": ARCHITECTURE, "init": "None", "pretrained": "False", "teacher": "None"},
+            "training": {"seconds": 90.0, "device": "cpu", "cores": 2},
+        },
+    }  # fmt: skip
+    hub_folder.save(
+        path,
+        model,
+        architecture=ARCHITECTURE,
+        model_args={},
+        pretrained_cfg=cfg,
+        screening=screening,
+        guard=tensors,
+    )
+    evaluation["weights_sha256"] = hub_folder.read_json(path / hub_folder.SCREENING)["weights_sha256"]
+    evaluation["parameters"] = sum(p.numel() for p in model.parameters())
+    hub_folder.write_json(path / hub_folder.EVALUATION, evaluation)
+    (path / "plots").mkdir()
+    for name in ("roc", "reliability", "confusion", "worst_errors"):
+        Image.new("RGB", (40, 30), "white").save(path / "plots" / f"{name}.png")
+    return path
+
+
+def _guard(features: torch.Tensor) -> dict[str, torch.Tensor]:
+    mean, scale = features.mean(0), features.std(0).clamp_min(1e-4)
+    z = (features - mean) / scale
+    _, singular, basis = torch.linalg.svd(z, full_matrices=False)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "mean": mean, "scale": scale, "basis": basis[:12], "deviation": singular[:12] / len(z) ** 0.5,
+        "foreign": torch.randn(z.shape[1], generator=generator) / 200, "bias": torch.tensor(-1.5),
+    }  # fmt: skip
+
+
+def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
+    """evaluation.json and operating points of invented margins, in the very form that `evaluate` writes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(120) % 2
+    margins, families = rng.normal(1.6 * (2 * labels - 1), 1.5), (np.arange(120) // 2 // 2).astype(str)
+    points = calibration.operating_points(margins, labels)
+    thresholds = {name: point["threshold"] for name, point in points.items()}
+    part = metrics.figures(labels, 1 / (1 + np.exp(-margins)), families, thresholds, seed)
+    for name, point in points.items():
+        point["validation"] = {key: part["at"][name][key] for key in ("sensitivity", "specificity")}
+    hits = np.r_[np.ones(55), np.zeros(5)]
+    share = guarding._share("refused", hits, np.arange(60).astype(str))
+    counts = {"Non-COVID": 60, "COVID": 60, "families": 30}
+    evaluation = {
+        "format": 1,
+        "modality": modality,
+        "architecture": ARCHITECTURE,
+        "parameters": 0,
+        "test_scored": 1,
+        "data": {
+            "data_sha256": "d" * 64,
+            "split_sha256": "5" * 64,
+            "seed": 0,
+            "split": "family",
+            "counts": {name: counts for name in ("train", "validation", "test")},
+        },
+        "temperature": 1.25,
+        "validation": part,
+        "test": {**part, "abstained": dict.fromkeys(points, 7)},
+        "test_by_source": {"phantom": part},
+        "guard": {
+            "false_refusals": share,
+            "false_refusals_by_source": {"phantom": share},
+            "caught": {"noise": share},
+        },
+        "environment": {"python": "3.11"},
+        "seconds": 1.0,
+    }
+    return evaluation, points
+
+
+class _Browser(torch.nn.Module):
+    """A network with the three outputs that `python -m train export` writes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, last, features = guard.view(self.model, pixel_values)
+        weight = self.model.get_classifier().weight
+        local = torch.einsum("nchw,c->nhw", last, weight[1] - weight[0])
+        odds = logits[:, 1] - logits[:, 0]
+        return logits, torch.sigmoid(local + (odds - local.mean((1, 2)))[:, None, None]), features
+
+
+def add_onnx(path: Path) -> Path:
+    """Write onnx/model.onnx into a run: the class activation map is exact for this pooled-linear network."""
+    (path / "onnx").mkdir()
+    model = _Browser(hub_folder.load(path).model)
+    torch.onnx.export(
+        model, (torch.zeros(1, 3, SIDE, SIDE),), path / "onnx" / "model.onnx", dynamo=False, opset_version=18,
+        input_names=["pixel_values"], output_names=["logits", "heatmap", "features"],
+        dynamic_axes={name: {0: "batch"} for name in ("pixel_values", "logits", "heatmap", "features")},
+    )  # fmt: skip
+    return path

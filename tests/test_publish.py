@@ -1,0 +1,431 @@
+"""Publishing, against a Hub in memory and with the clients that people have."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hub_standin import READER, hub  # noqa: F401
+from made_run import make_run, pictures
+
+from hub_model import FolderRefused, Screener, hub_folder
+from train import __main__, card, publish
+from train.sources import DataRefused
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with its card, and what a trainer leaves behind."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "ct")
+    card.card(run)
+    (run / "optimizer.pt").write_bytes(b"pickle")
+    (run / "trainer").mkdir()
+    (run / "trainer" / "config.json").write_text("{}")
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A small prepared data set of drawn pictures; the pictures of one class are darker than those of the
+    other.
+    """
+    from train.prepare import prepare
+
+    root = tmp_path_factory.mktemp("data")
+    for number, label in enumerate(("COVID", "Non-COVID")):
+        folder = root / "phantom" / "CT" / label
+        folder.mkdir(parents=True)
+        for index, picture in enumerate(pictures(9, seed=number + 1)):
+            picture.save(folder / f"{index}.png")
+    return prepare(f"phantom={root / 'phantom'}", root / "prepared", families="known", jobs=1)
+
+
+@pytest.fixture
+def every_loader():
+    """Asked for by the tests that are about the loaders."""
+
+
+@pytest.fixture(autouse=True)
+def loaders_tried_once(request, monkeypatch):
+    """The real loaders take seconds; tests that are not about them leave them out."""
+    if "every_loader" not in request.fixturenames:
+        monkeypatch.setattr(publish, "check_loaders", lambda run: None)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(publish, "PAUSE", 0.0)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
+CLIENTS = """
+import json, sys
+sys.modules["hub_model"] = None  # as where this package is not installed
+import huggingface_hub, timm, torch, datasets
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+def answers(image):
+    found = {}
+    classify = pipeline("image-classification", model="org/ct", revision="v1")
+    found["pipeline"] = {row["label"]: row["score"] for row in classify(image)}["COVID"]
+    model = AutoModelForImageClassification.from_pretrained("org/ct", revision="v1")
+    inputs = AutoImageProcessor.from_pretrained("org/ct", revision="v1")(image, return_tensors="pt")
+    with torch.inference_mode():
+        found["AutoModel"] = float(model(**inputs).logits.softmax(1)[0, 1])
+        network = timm.create_model("hf-hub:org/ct", pretrained=True).eval()
+        transform = create_transform(**resolve_model_data_config(network), is_training=False)
+        found["timm"] = float(network(transform(image)[None]).softmax(1)[0, 1])
+    data = datasets.load_dataset("org/data")
+    found["rows"] = {name: len(part) for name, part in data.items()}
+    found["label"] = data["train"].features["label"].names
+    return found
+
+image = Image.open(sys.argv[1]).convert("RGB")
+online = answers(image)
+first = next(iter(datasets.load_dataset("org/data", split="test", streaming=True)))
+online["streamed"] = [first["family"], list(first["image"].size)]
+huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+print(json.dumps({"online": online, "offline": answers(image)}))
+"""
+
+
+def head(hub, repo_id="org/ct", kind="models", revision="main"):  # noqa: F811
+    return hub.repos[kind, repo_id].at(revision)
+
+
+def test_stock_clients_open_what_was_published(every_loader, hub, finished, prepared, tmp_path):  # noqa: F811
+    publish.publish(finished, "org/ct", private=False, tag="v1")
+    publish.publish_data(prepared, "org/data", private=False)
+    for kind, name in (("models", "org/ct"), ("datasets", "org/data")):
+        assert len(hub.repos[kind, name].commits) == 2, "the first one is the Hub's own"
+    sent = head(hub).files
+    assert {"README.md", "model.safetensors", "config.json", "guard.safetensors", "plots/roc.png"} < set(sent)
+    assert not [name for name in sent if name.endswith((".pt", ".bin", ".pkl")) or name.startswith("trainer")]
+    assert sent["model.safetensors"].large and not sent["config.json"].large
+    assert (
+        b"ORG/NAME" not in sent["README.md"].content
+        and b'from_pretrained("org/ct")' in sent["README.md"].content
+    )
+
+    image = next(pictures(1, seed=5))
+    image.save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENTS, tmp_path / "picture.png"],
+        env={"PATH": "", "OMP_NUM_THREADS": "1", **hub.env}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+
+    screener = Screener.from_pretrained("org/ct", revision="v1")
+    ours = publish._screener(screener.path)(image)
+    for name in ("pipeline", "AutoModel", "timm"):
+        assert abs(found["online"][name] - ours) < 1e-5, name
+        assert found["offline"][name] == found["online"][name]
+    assert found["online"]["rows"] == found["offline"]["rows"]
+    assert sum(found["online"]["rows"].values()) == 18
+    assert found["online"]["label"] == list(hub_folder.LABELS)
+    assert len(found["online"]["streamed"][0]) == 16
+
+
+def test_a_screener_opens_it_again_without_the_hub(hub, finished, monkeypatch):  # noqa: F811
+    publish.publish(finished, "org/ct", private=True)
+    online = Screener.from_pretrained("org/ct")
+    requests = len(hub.log)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert Screener.from_pretrained("org/ct").path == online.path
+    assert len(hub.log) == requests
+    with pytest.raises(FolderRefused, match="org/other"):
+        Screener.from_pretrained("org/other")
+
+
+def test_private_and_public(hub, finished, monkeypatch):  # noqa: F811
+    publish.publish(finished, "org/hidden")
+    publish.publish(finished, "org/shown", private=False)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(FolderRefused, match="org/hidden"):
+        Screener.from_pretrained("org/hidden")
+    assert Screener.from_pretrained("org/shown").modality == "ct"
+
+
+def test_a_revision_that_is_not_there(hub, finished):  # noqa: F811
+    publish.publish(finished, "org/ct")
+    with pytest.raises(FolderRefused, match="v9"):
+        Screener.from_pretrained("org/ct", revision="v9")
+
+
+def test_branches_and_tags(hub, finished):  # noqa: F811
+    publish.publish(finished, "org/ct", tag="v1")
+    publish.publish(finished, "org/ct", revision="next", tag="v2")
+    repo = hub.repos["models", "org/ct"]
+    assert set(repo.branches) == {"main", "next"}
+    assert repo.tags["v1"] == repo.branches["main"]
+    with pytest.raises(publish.PublishRefused, match="tag v1 already"):
+        publish.publish(finished, "org/ct", tag="v1")
+
+
+def test_a_second_upload_replaces_the_first_whole(hub, run):  # noqa: F811
+    publish.publish(run, "org/ct")
+    (run / "plots" / "roc.png").unlink()
+    card.card(run)
+    publish.publish(run, "org/ct")
+    assert "plots/roc.png" not in head(hub).files
+    assert len(hub.repos["models", "org/ct"].commits) == 3
+
+
+def test_dry_run_lists_every_file_and_asks_nobody(hub, finished, capsys):  # noqa: F811
+    assert publish.publish(finished, "org/ct", dry_run=True) is None
+    said = capsys.readouterr().out
+    size = (finished / "model.safetensors").stat().st_size
+    for word in ("model.safetensors", f"{size:,}", "plots/worst_errors.png", ".eval_results/covid-xct.yaml"):
+        assert word in said
+    assert "optimizer.pt" not in said
+    assert not hub.repos and not hub.log
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+SPOILT = {
+    "card edited": (
+        lambda run: (run / "README.md").write_text((run / "README.md").read_text().replace("0.9", "1.0")),
+        "does not say what",
+    ),
+    "figures edited": (
+        lambda run: edit(run / "evaluation.json", lambda e: e["test"]["auroc"].update(value=0.999)),
+        "does not say what",
+    ),
+    "result file missing": (lambda run: shutil.rmtree(run / ".eval_results"), "does not say what"),
+    "figures of other weights": (
+        lambda run: edit(run / "evaluation.json", lambda e: e.update(weights_sha256="0" * 64)),
+        "other weights",
+    ),
+    "other thresholds": (
+        lambda run: edit(
+            run / "screening.json", lambda s: s["operating_points"]["balanced"].update(threshold=0.2)
+        ),
+        "thresholds",
+    ),
+    "hash off": (
+        lambda run: edit(run / "screening.json", lambda s: s.update(weights_sha256="0" * 64)),
+        "SHA-256",
+    ),
+    "labels swapped": (
+        lambda run: edit(run / "config.json", lambda c: c.update(label_names=["COVID", "Non-COVID"])),
+        "label_names",
+    ),
+    "another layout": (lambda run: (run / "screening.json").unlink(), "screening.json"),
+    "never evaluated": (lambda run: (run / "evaluation.json").unlink(), "evaluat"),
+    "exported from other weights": (
+        lambda run: (
+            (run / "onnx").mkdir(),
+            (run / "onnx" / "export.json").write_text('{"weights_sha256": "0"}'),
+        ),
+        "other weights",
+    ),
+    "names this machine": (
+        lambda run: (run / "plots" / "roc.png").write_bytes(b'stack: File "/home/someone/covid/fit.py"'),
+        "names a folder of this machine",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_run_stays_here(hub, run, what):  # noqa: F811
+    spoil, said = SPOILT[what]
+    spoil(run)
+    with pytest.raises((publish.PublishRefused, card.CardRefused, FolderRefused), match=said):
+        publish.publish(run, "org/ct")
+    assert not hub.repos and not hub.log
+
+
+def test_a_run_that_a_loader_does_not_open_stays_here(every_loader, hub, run):  # noqa: F811
+    (run / "onnx").mkdir()
+    (run / "onnx" / "model.onnx").write_bytes(b"no graph")
+    card.card(run)
+    with pytest.raises(publish.PublishRefused, match="ONNX Runtime does not open"):
+        publish.publish(run, "org/ct")
+    assert not hub.repos
+
+
+def test_a_loader_that_answers_otherwise_is_found_out(every_loader, finished, monkeypatch):
+    monkeypatch.setattr(
+        publish, "LOADERS", {**publish.LOADERS, "transformers": lambda run: lambda image: 0.5}
+    )
+    with pytest.raises(publish.PublishRefused, match=r"transformers opens .* other probabilities"):
+        publish.check_loaders(finished)
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "said"),
+    [
+        (None, "org/ct", "hf auth login"),
+        ("hf_wrong", "org/ct", "401"),
+        (READER, "org/ct", "may not write"),
+        ("hf_may_write", "stranger/ct", "may not write"),
+        ("hf_may_write", "org/a/b", "no name for a repository"),
+    ],
+)
+def test_who_may_not_write_is_told_so(hub, finished, monkeypatch, token, repo_id, said):  # noqa: F811
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
+    with pytest.raises(publish.PublishRefused, match=said):
+        publish.publish(finished, repo_id)
+    assert not hub.repos
+
+
+def test_other_content_is_not_overwritten_unless_asked(hub, finished):  # noqa: F811
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo("org/ct")
+    api.upload_file(path_or_fileobj=b"thesis", path_in_repo="thesis.tex", repo_id="org/ct")
+    with pytest.raises(publish.PublishRefused, match=r"other content \(thesis.tex\)"):
+        publish.publish(finished, "org/ct")
+    assert "config.json" not in head(hub).files
+    publish.publish(finished, "org/ct", replace=True)
+    assert "thesis.tex" not in head(hub).files and "config.json" in head(hub).files
+
+
+def test_another_layout_is_not_overwritten(hub, finished):  # noqa: F811
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("org/ct")
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/ct")
+    with pytest.raises(publish.PublishRefused, match="another layout"):
+        publish.publish(finished, "org/ct")
+
+
+def test_a_model_of_the_other_modality_is_not_overwritten(hub, finished, tmp_path):  # noqa: F811
+    publish.publish(finished, "org/ct")
+    other = make_run(tmp_path / "xray", modality="xray")
+    card.card(other)
+    with pytest.raises(publish.PublishRefused, match="not about chest-x-ray"):
+        publish.publish(other, "org/ct")
+
+
+# --- a bad line -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_lost_connection_is_tried_again_and_makes_one_commit(hub, finished, after, monkeypatch):  # noqa: F811
+    hub.break_next("/commit/", times=2 - after, after=after)
+    monkeypatch.setattr(publish, "ATTEMPTS", 3 - 2 * after)  # the answer to the very last try is lost
+    publish.publish(finished, "org/ct")
+    assert len(hub.repos["models", "org/ct"].commits) == 2
+    assert "model.safetensors" in head(hub).files
+
+
+def test_a_line_that_stays_dead_announces_nothing(hub, finished, capsys):  # noqa: F811
+    publish.publish(finished, "org/ct")
+    before, said = head(hub).oid, capsys.readouterr().out
+    assert "files are at" in said
+    hub.break_next("/commit/", times=99)
+    (finished / "collections.json").write_text("{}")
+    try:
+        with pytest.raises(publish.PublishFailed, match="No commit was made"):
+            publish.publish(finished, "org/ct", tag="v2")
+    finally:
+        (finished / "collections.json").unlink()
+    assert head(hub).oid == before and "v2" not in hub.repos["models", "org/ct"].tags
+    assert "files are at" not in capsys.readouterr().out
+
+
+def test_no_network_at_all(hub, finished, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(publish.PublishFailed, match="cannot be reached"):
+        publish.publish(finished, "org/ct")
+
+
+def test_somebody_else_commits_meanwhile(hub, finished, monkeypatch):  # noqa: F811
+    publish.publish(finished, "org/ct")
+    (finished / "collections.json").write_text("{}")
+    look = publish.Target._make_room
+
+    def and_somebody_writes(target, api, there):
+        look(target, api, there)
+        sent = api.repo_info
+        monkeypatch.setattr(api, "repo_info", lambda *a, **k: _then(sent(*a, **k)))
+
+    def _then(info):
+        repo = hub.repos["models", "org/ct"]
+        repo.add("main", "theirs", dict(repo.at("main").files))
+        return info
+
+    monkeypatch.setattr(publish.Target, "_make_room", and_somebody_writes)
+    try:
+        with pytest.raises(publish.PublishRefused, match="somebody else has changed"):
+            publish.publish(finished, "org/ct")
+    finally:
+        (finished / "collections.json").unlink()
+
+
+# --- data sets ------------------------------------------------------------------------------------
+
+
+def test_a_data_set_card_says_where_pictures_come_from(hub, prepared):  # noqa: F811
+    publish.publish_data(prepared, "org/data", tag="v1")
+    files = head(hub, "org/data", "datasets").files
+    assert {"split.json", "manifest.parquet", "README.md"} < set(files)
+    text = files["README.md"].content.decode()
+    assert text.startswith("---\n") and "license: other" in text and "dataset_info:" in text
+    assert "| phantom | 18 | synthetic drawings" in text and "Split `family`" in text
+
+
+def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypatch):  # noqa: F811
+    closed = card.Collection("secret films", "not stated", "none")
+    monkeypatch.setitem(card.COLLECTIONS, "phantom", closed)
+    with pytest.raises(publish.PublishRefused, match="may not be passed on"):
+        publish.publish_data(prepared, "org/data", private=False)
+    assert not hub.repos
+    publish.publish_data(prepared, "org/data", private=True)
+    assert hub.repos["datasets", "org/data"].private
+
+
+def test_a_folder_nobody_prepared(hub, finished):  # noqa: F811
+    with pytest.raises(publish.PublishRefused, match="prepare"):
+        publish.publish_data(finished, "org/data")
+
+
+def test_a_data_set_with_a_part_missing(hub, prepared, tmp_path):  # noqa: F811
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    next((copy / "data").glob("test-*")).unlink()
+    with pytest.raises(DataRefused, match="do not belong together"):
+        publish.publish_data(copy, "org/data")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_says_why_and_exits_1(hub, run, monkeypatch, capsys):  # noqa: F811
+    (run / "evaluation.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["train", "publish", str(run), "--repo-id", "org/ct", "--public"])
+    with pytest.raises(SystemExit) as left:
+        __main__.main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Refused.") and "evaluate" in said and "Traceback" not in said
+
+
+def test_hashes_are_those_of_git():
+    rng = np.random.default_rng(0).bytes(100)
+    assert len(publish._git_hash(rng)) == 40
+    assert publish._git_hash(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"

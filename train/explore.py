@@ -1,0 +1,370 @@
+"""Look at the data before anybody trains on it: counts, sizes, grey levels, mean pictures, warnings.
+
+    report/index.html    one page with every picture inside it; it asks for nothing from outside
+    report/*.png         its pictures
+    report/report.json   its numbers
+
+Pictures are read once, one after the other; what is kept of each is a handful of numbers.
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import jinja2
+import numpy as np
+import typer
+from PIL import Image
+from rich.progress import track
+
+from hub_model.hub_folder import COVID, LABELS, MODALITIES
+
+from . import data_plots
+from .dataset import is_prepared, load_data
+from .files import DataRefused
+from .manifest import read_manifest
+from .split import LEAKING, SPLITS
+from .writing import MANIFEST_FILE, SPLIT_FILE
+
+FORMAT = 1
+SIDE = 128
+"""Pixels a side of mean pictures."""
+EXAMPLE_SIDE = 240
+FEW = 30
+"""Pictures of a class in a part below which figures are mostly chance: the 95 % interval of a sensitivity of
+0.9 then is wider than 0.2 (Wilson)."""
+TELLING = 0.65
+"""AUROC from which a cue that has nothing to do with lungs is warned of."""
+TOGETHER = 0.3
+"""Cramér's V from which source and label are said to go together: medium in Cohen 1988, page 227."""
+TEMPLATES = Path(__file__).parent / "templates"
+CUES = {
+    "width": "width in pixels",
+    "height": "height in pixels",
+    "aspect": "width over height",
+    "black": "share of black pixels",
+    "white": "share of white pixels",
+    "mean": "mean grey level",
+}
+
+
+@dataclass
+class Tally:
+    """What is known of the pictures of one modality after reading them.
+
+    Attributes:
+        columns: per picture: label, part, source, family, width, height, black, white, mean.
+        levels: (2, 256) shares of grey levels, summed over the pictures of a class.
+        sums: (2, SIDE, SIDE) pictures squashed to a square, summed over the pictures of a class.
+    """
+
+    columns: dict[str, list] = field(default_factory=dict)
+    levels: np.ndarray = field(default_factory=lambda: np.zeros((len(LABELS), 256)))
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((len(LABELS), SIDE, SIDE)))
+
+    def add(self, image: Image.Image, **known) -> None:
+        """Count one grey picture."""
+        share = np.bincount(np.asarray(image).ravel(), minlength=256) / (image.width * image.height)
+        self.levels[known["label"]] += share
+        self.sums[known["label"]] += np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+        numbers = {"width": image.width, "height": image.height, "black": share[0], "white": share[-1]}
+        for name, value in {**known, **numbers, "mean": share @ np.arange(256)}.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == "aspect":
+            return self["width"] / self["height"]
+        return np.array(self.columns[name])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures per class, of the classes that are there."""
+        found = Counter(self.columns["label"])
+        return {label: found[index] for index, label in enumerate(LABELS) if found[index]}
+
+
+def explore(
+    sources: Annotated[
+        list[str], typer.Argument(help="prepared folder, folder, zip or Hub id, as [NAME=]PATH")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the report; one written before is replaced")],
+    modality: Annotated[str | None, typer.Option(help="xray or ct: the only one wanted")] = None,
+    seed: Annotated[int, typer.Option(help="of the examples, and of the split of raw pictures")] = 0,
+    split: Annotated[str | None, typer.Option(help="family or official; of raw pictures")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="further class name, as Normal=Non-COVID")] = None,
+    examples: Annotated[int, typer.Option(help="pictures shown per class and modality")] = 8,
+) -> Path:
+    """Write a report on SOURCES that shows what a network would see, and what it could cheat with.
+
+    Returns:
+        The page, `out`/index.html.
+
+    Raises:
+        DataRefused: sources that cannot be used, or `out` holds something else than a report.
+    """
+    out = Path(out).expanduser()
+    _check_place(out)
+    data = load_data(sources, modality, seed, split, labels=labels)
+    tallies = tally(data)
+    report = {
+        "format": FORMAT,
+        "pictures": sum(sum(found.counts.values()) for found in tallies.values()),
+        "modalities": {name: summary(found) for name, found in tallies.items()},
+        "families": families(tallies),
+        "prepared": prepared(sources),
+    }
+    report["warnings"] = warnings(report)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    drawn = draw(tallies, choose(tallies, data, examples, seed), partial)
+    if report["prepared"] and (sheet := Path(sources[0]) / "families.png").is_file():
+        shutil.copyfile(sheet, partial / "families.png")
+        drawn["families"] = partial / "families.png"
+    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    (partial / "index.html").write_text(render(report, drawn), "utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+    return out / "index.html"
+
+
+def _check_place(out: Path) -> None:
+    ours = (out / "report.json").is_file() and (out / "index.html").is_file()
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        raise DataRefused(
+            f"{out}: something else than a report is there already. Name a new folder, or remove it first."
+        )
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def tally(data) -> dict[str, Tally]:
+    """Read every picture of a `DatasetDict` once. Returns a `Tally` per modality."""
+    found: dict[str, Tally] = {}
+    total = sum(len(part) for part in data.values())
+    for row in track(_rows(data), total=total, description="reading pictures"):
+        known = {name: row[name] for name in ("label", "part", "source", "family")}
+        found.setdefault(row["modality"], Tally()).add(_grey(row["image"]["bytes"]), **known)
+    return {name: found[name] for name in MODALITIES if name in found}
+
+
+def _rows(data) -> Iterator[dict]:
+    """All rows with their part and their place in it; pictures stay encoded."""
+    for name in SPLITS:
+        for row in _encoded(data[name]):
+            yield {**row, "part": name}
+
+
+def _encoded(part):
+    import datasets
+
+    return part.cast_column("image", datasets.Image(decode=False))
+
+
+def _grey(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("L")
+
+
+def choose(tallies: Mapping[str, Tally], data, count: int, seed: int) -> dict[str, list]:
+    """Example pictures of the training part: per modality a row per class, each picture of another family."""
+    part = _encoded(data["train"])
+    columns = {name: np.array(part[name]) for name in ("modality", "label", "family", "source")}
+    order = np.random.default_rng(seed).permutation(len(part))
+    chosen = {}
+    for modality in tallies:
+        chosen[modality] = []
+        for index, label in enumerate(LABELS):
+            ours = order[(columns["modality"][order] == modality) & (columns["label"][order] == index)]
+            _, first = np.unique(columns["family"][ours], return_index=True)
+            rows = ours[np.sort(first)][:count]
+            pictures = [
+                (str(columns["source"][row]), _small(part[int(row)]["image"]["bytes"])) for row in rows
+            ]
+            chosen[modality].append((label, pictures))
+    return chosen
+
+
+def _small(content: bytes) -> Image.Image:
+    picture = _grey(content)
+    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    return picture
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def summary(found: Tally) -> dict:
+    """The numbers of one modality."""
+    labels, part, source = found["label"], found["part"], found["source"]
+    shortest = np.minimum(found["width"], found["height"])
+    return {
+        "counts": found.counts,
+        "parts": {name: _per_class(labels[part == name]) for name in SPLITS},
+        "sources": {name: _per_class(labels[source == name]) for name in sorted(set(source.tolist()))},
+        "cramers_v": cramers_v(source, labels),
+        "cues": {name: cue(labels, found[name]) for name in CUES},
+        "black": {name: _spread(found["black"][labels == index]) for index, name in _classes(found)},
+        "white": {name: _spread(found["white"][labels == index]) for index, name in _classes(found)},
+        "shorter_side": {name: _spread(shortest[labels == index]) for index, name in _classes(found)},
+        "sizes": len(set(zip(found["width"].tolist(), found["height"].tolist(), strict=True))),
+    }
+
+
+def _classes(found: Tally) -> list[tuple[int, str]]:
+    return [(index, name) for index, name in enumerate(LABELS) if name in found.counts]
+
+
+def _per_class(labels: np.ndarray) -> dict[str, int]:
+    return {name: int((labels == index).sum()) for index, name in enumerate(LABELS)}
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [10, 50, 90])
+    return {"mean": float(values.mean()), "p10": float(low), "median": float(middle), "p90": float(high)}
+
+
+def cramers_v(source: np.ndarray, labels: np.ndarray) -> float | None:
+    """How far the source tells the label: 0 not at all, 1 always; None for one source or one class.
+
+    Cramér 1946, Mathematical Methods of Statistics, page 282.
+    """
+    from scipy.stats.contingency import association, crosstab
+
+    table = crosstab(source, labels).count
+    return float(association(table, method="cramer")) if min(table.shape) > 1 else None
+
+
+def cue(labels: np.ndarray, values: np.ndarray) -> float | None:
+    """AUROC with which one number alone tells the label, in the better direction; None for one class."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(set(labels.tolist())) < 2:
+        return None
+    area = float(roc_auc_score(labels == COVID, values))
+    return max(area, 1 - area)
+
+
+def families(tallies: Mapping[str, Tally]) -> dict:
+    """Families of copies and patients over all modalities: how many, how large, how many in two parts."""
+    members: Counter[str] = Counter()
+    homes: dict[str, set[str]] = {}
+    for found in tallies.values():
+        members.update(found.columns["family"])
+        for family, part in zip(found.columns["family"], found.columns["part"], strict=True):
+            homes.setdefault(family, set()).add(part)
+    sizes = Counter(members.values())
+    return {
+        "families": len(members),
+        "of_one": sizes[1],
+        "largest": max(sizes),
+        "crossing": sum(len(parts) > 1 for parts in homes.values()),
+    }
+
+
+def prepared(sources: Sequence[str]) -> dict | None:
+    """What a prepared folder says of itself: its split, its leak report, what it left out; else None."""
+    folder = Path(sources[0]).expanduser()
+    if len(sources) > 1 or not is_prepared(folder):
+        return None
+    told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
+    leaks = json.loads((folder / "leak_report.json").read_text("utf-8"))
+    entries = read_manifest(folder / MANIFEST_FILE)
+    reasons = Counter(entry.refused for entry in entries if entry.refused)
+    return {
+        "split": {name: told[name] for name in ("split", "seed", "hash", "leaking")},
+        "leak_report": {
+            name: leaks[name] for name in ("families_by_size", "exact_duplicates", "random_split")
+        },
+        "contradictions": len(leaks["contradictions"]),
+        "left_out": dict(reasons.most_common()),
+    }
+
+
+def warnings(report: Mapping) -> list[str]:
+    """What to know before trusting a score on this data, the gravest first."""
+    found = []
+    told = report["prepared"]
+    if (told and told["split"]["leaking"]) or report["families"]["crossing"]:
+        found.append(
+            f"{LEAKING}: {report['families']['crossing']:,} families have pictures in more than one part."
+            " Scores on this split measure memory. Prepare the data again with the split by family."
+        )
+    for modality, numbers in report["modalities"].items():
+        found += [f"{modality}: {text}" for text in _warnings_of(numbers)]
+    if told and told["contradictions"]:
+        found.append(
+            f"{told['contradictions']:,} families hold both labels and were left out. Look at them: they are"
+            " wrong labels, or different patients that look alike."
+        )
+    return found
+
+
+def _warnings_of(numbers: Mapping) -> Iterator[str]:
+    if numbers["cramers_v"] is not None and numbers["cramers_v"] >= TOGETHER:
+        single = [name for name, counts in numbers["sources"].items() if not all(counts.values())]
+        text = f"source and label go together (Cramér's V {numbers['cramers_v']:.2f})"
+        if single:
+            text += f"; only one label in {', '.join(single)}"
+        yield f"{text}. A network can score by telling collections apart: report results by source."
+    for name, area in numbers["cues"].items():
+        if area is not None and area >= TELLING:
+            yield (
+                f"the {CUES[name]} alone tells the label with AUROC {area:.2f}. A model must clearly beat"
+                " that to have learnt anything about lungs."
+            )
+    for part, counts in numbers["parts"].items():
+        few = [f"{count:,} {label}" for label, count in counts.items() if count < FEW]
+        if few:
+            yield f"{' and '.join(few)} in {part}: figures on so few pictures are mostly chance."
+    share = min(numbers["counts"].values()) / sum(numbers["counts"].values())
+    if share < 0.2:
+        yield f"the rarer class has {share:.0%} of the pictures: accuracy flatters, look at sensitivity."
+
+
+# --- page -----------------------------------------------------------------------------------------
+
+
+def draw(tallies: Mapping[str, Tally], chosen: Mapping[str, list], folder: Path) -> dict[str, Path]:
+    """Write the pictures as PNG. Returns their files by name, as 'ct_grey_levels'."""
+    figures = {}
+    for modality, found in tallies.items():
+        labels, part = found["label"], found["part"]
+        counts = found.counts
+        levels = {name: found.levels[index] / counts[name] for index, name in _classes(found)}
+        means = {name: found.sums[index] / counts[name] for index, name in _classes(found)}
+        figures[f"{modality}_parts"] = data_plots.parts(
+            {name: _per_class(labels[part == name]) for name in SPLITS}
+        )
+        figures[f"{modality}_examples"] = data_plots.examples(chosen[modality])
+        figures[f"{modality}_grey_levels"] = data_plots.grey_levels(levels, counts)
+        figures[f"{modality}_mean"] = data_plots.mean_pictures(means, counts)
+        figures[f"{modality}_sizes"] = data_plots.sizes(found["width"], found["height"], labels)
+    files = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(files[name], dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return files
+
+
+def render(report: Mapping, drawn: Mapping[str, Path]) -> str:
+    """The page, from the report's numbers and the drawn pictures alone."""
+    pictures = {
+        name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        for name, path in drawn.items()
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("explore.html")
+    return page.render(report=report, pictures=pictures, labels=LABELS, cues=CUES, leaking=LEAKING, side=SIDE)

@@ -1,0 +1,455 @@
+"""ONNX files of a run, refused unless they agree with the network on real images.
+
+Each file maps ``pixel_values`` (N, 3, H, W), as the one preprocessing gives them, to ``logits`` (N, 2),
+``heatmap`` (N, h, w) in 0..1 and ``features`` (N, D), which the input guard judges. The web folder is for
+transformers.js: the same networks behind the preprocessing's resize, as one graph from pixels in 0..1.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import typer
+from onnxruntime import quantization
+from rich.progress import track
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from hub_model import guard, heatmap, hub_folder
+from hub_model.screener import decide
+
+from .dataset import load_data
+from .metrics import threshold_free
+from .predict import BATCH
+
+OPSET = 20
+MAX_DIFFERENCE = 1e-4  # fp32 against torch: probability, heat map, and features relative to their size
+MAX_AUROC_CHANGE = 0.005  # int8 against torch, on the validation part
+MAX_CHANGED = 0.01  # share of validation images whose decision int8 changes, at the worst operating point
+MAX_WEB_DIFFERENCE = 1e-3  # probability, with the resize in the graph instead of by Pillow
+CALIBRATION_IMAGES = 128
+WEB_IMAGES = 100
+MIN_QUANTIZED = 1024  # elements; smaller tensors stay in float
+OUTPUTS = ("logits", "heatmap", "features")
+FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
+
+
+class ExportRefused(ValueError):
+    """An export that does not agree with the network, or data that cannot show whether it does."""
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="hub folder written by fit and evaluate")],
+    data: Annotated[
+        list[str], typer.Option(help="what fit was given: folder, zip, prepared dataset; may repeat")
+    ],
+) -> dict:
+    """Write RUN/onnx (fp32, int8) and RUN/web (transformers.js); each file must agree with RUN on DATA.
+
+    Returns:
+        The contents of ``onnx/export.json``: for each file its size and its measured differences.
+
+    Raises:
+        FolderRefused: RUN is no hub folder.
+        ExportRefused: A file disagrees with the network, or the validation part lacks a class.
+    """
+    folder = hub_folder.load(run)
+    provenance = folder.screening.get("provenance", {})
+    split = {"seed": provenance.get("seed", 0), "split": provenance.get("split", "family")}
+    parts = load_data(data, modality=folder.modality, **split)
+    labels = np.array(parts["validation"]["label"])
+    if len(set(labels.tolist())) < 2:
+        raise ExportRefused(
+            "The validation part holds one class only: whether int8 changes the AUROC cannot be said. Give "
+            "the data that fit was given."
+        )
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.path) as temporary:
+        report = _write(folder, parts, labels, Path(temporary))
+        for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
+            target = folder.path / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    return report
+
+
+def _write(folder: hub_folder.HubFolder, parts, labels: np.ndarray, target: Path) -> dict:
+    """Writes every file below `target` and returns the report; raises at the first that disagrees."""
+    for place in (FP32, "web/" + FP32):
+        (target / place).parent.mkdir(parents=True)
+    calibration = read_pixels(folder, parts["train"], "training images", CALIBRATION_IMAGES)
+    pixels = read_pixels(folder, parts["validation"], "validation images")
+    truth = run_torch(folder.model, pixels)
+    write_fp32(folder.model, pixels[:2], target / FP32)
+    report = {
+        "format": hub_folder.FORMAT,
+        "weights_sha256": folder.screening["weights_sha256"],
+        "images": len(labels),
+        "fp32": check_fp32(target / FP32, pixels, truth),
+        "int8": write_int8(
+            target / FP32, target / INT8, calibration, pixels, truth, labels, folder.screening
+        ),
+        "web": write_web(folder, target, parts["validation"], truth),
+    }
+    hub_folder.write_json(target / REPORT, report)
+    return report
+
+
+def read_pixels(folder: hub_folder.HubFolder, part, name: str, limit: int | None = None) -> Tensor:
+    """Pictures of a part through the one preprocessing, (N, 3, H, W); at most `limit`, evenly spread."""
+    rows = range(len(part)) if limit is None else np.unique(np.linspace(0, len(part) - 1, limit, dtype=int))
+    images = (part[int(row)]["image"].convert("L") for row in track(rows, f"reading {name}", transient=True))
+    return torch.stack(list(map(folder.transform, images)))
+
+
+def run_torch(model: nn.Module, pixels: Tensor) -> list[np.ndarray]:
+    """Logits (N, 2), heat maps (N, h, w) and guard features (N, D), by torch: what every file must give."""
+    rows = []
+    for batch in pixels.split(BATCH):
+        with torch.no_grad():
+            logits, last, features = guard.view(model, batch)
+            local = heatmap.evidence(last, heatmap.gradient(model, last), heatmap.log_odds(logits))
+            rows.append([logits.numpy(), torch.sigmoid(local).numpy(), features.numpy()])
+    return [np.concatenate(output) for output in zip(*rows, strict=True)]
+
+
+def run_onnx(file: Path, pixels: Tensor) -> list[np.ndarray]:
+    """The same from a file, by ONNX Runtime on the CPU."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    rows = [session.run(OUTPUTS, {"pixel_values": batch.numpy()}) for batch in pixels.split(BATCH)]
+    return [np.concatenate(output) for output in zip(*rows, strict=True)]
+
+
+def check_fp32(file: Path, pixels: Tensor, truth: list[np.ndarray]) -> dict:
+    """Largest differences from torch: of P(COVID), of the heat map, of features relative to their size.
+
+    Raises:
+        ExportRefused: One is above MAX_DIFFERENCE.
+    """
+    logits, heat, features = run_onnx(file, pixels)
+    found = {
+        "probability": np.abs(probability(logits) - probability(truth[0])).max(),
+        "heatmap": np.abs(heat - truth[1]).max(),
+        "features": (np.abs(features - truth[2]) / (1 + np.abs(truth[2]))).max(),
+    }
+    found = {name: float(value) for name, value in found.items()}
+    if not max(found.values()) <= MAX_DIFFERENCE:  # also when one is NaN
+        raise ExportRefused(
+            f"The ONNX file differs from the network on real images by {_told(found)}; at most "
+            f"{MAX_DIFFERENCE:g} is accepted. Nothing was written. Please report this with the versions of "
+            "torch and onnxruntime."
+        )
+    return {"file": FP32, "bytes": file.stat().st_size, "largest_difference": found}
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """P(COVID) (N,) from logits (N, 2)."""
+    return expit(np.diff(logits.astype(np.float64), axis=1)[:, 0])
+
+
+def _told(numbers: dict) -> str:
+    return ", ".join(f"{name} {value:.2g}" for name, value in numbers.items())
+
+
+class Scored(nn.Module):
+    """A network with its heat map and guard features, in operations that ONNX has.
+
+    Args:
+        model: A timm network with two logits, in evaluation mode.
+        pixels: (2, 3, H, W), any pictures, to trace the head's gradient with.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.slope = head_gradient(model, pixels)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, last, features = guard.view(self.model, pixel_values)
+        last = last.contiguous()
+        local = heatmap.evidence(last, self.slope(last), heatmap.log_odds(logits))
+        return logits, torch.sigmoid(local), features
+
+
+def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
+    """`heatmap.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
+
+    def convolution_backward(grad, _input, weight, _bias, stride, padding, dilation, *rest):
+        groups = rest[2]  # after transposed and output_padding; only the gradient by the input is wanted
+        return (
+            nn.functional.conv_transpose2d(grad, weight, None, stride, padding, 0, groups, dilation),
+            None,
+            None,
+        )
+
+    operations = torch.export.default_decompositions().materialize()
+    operations[torch.ops.aten.convolution_backward.default] = convolution_backward
+    with torch.no_grad():
+        features = model.forward_features(pixels).contiguous()
+    trace = make_fx(
+        lambda features: heatmap.gradient(model, features),
+        decomposition_table=operations,
+        tracing_mode="symbolic",
+        _allow_non_fake_inputs=True,
+    )
+    return trace(features)
+
+
+def write_fp32(model: nn.Module, pixels: Tensor, file: Path) -> None:
+    """One file, weights inside, any batch size."""
+    torch.onnx.export(
+        Scored(model, pixels).eval(),
+        (pixels,),
+        file,
+        dynamo=True,
+        external_data=False,
+        opset_version=OPSET,
+        input_names=["pixel_values"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    onnx.checker.check_model(file)
+
+
+def write_int8(
+    fp32: Path,
+    file: Path,
+    calibration: Tensor,
+    pixels: Tensor,
+    truth: list[np.ndarray],
+    labels: np.ndarray,
+    screening: dict,
+) -> dict:
+    """The first of `QUANTIZERS` that keeps AUROC and decisions on the validation images.
+
+    Raises:
+        ExportRefused: None does.
+    """
+    tried = {}
+    for name, quantize in QUANTIZERS.items():
+        quantize(fp32, file, calibration)
+        logits = run_onnx(file, pixels)[0]
+        before, after = probability(truth[0]), probability(logits)
+        auroc = [float(threshold_free(labels, p)["auroc"]) for p in (before, after)]
+        tried[name] = {
+            "auroc_change": auroc[1] - auroc[0],
+            "decisions_changed": changed(screening["operating_points"], before, after),
+            "probability": float(np.abs(after - before).max()),
+        }
+        if (
+            abs(tried[name]["auroc_change"]) <= MAX_AUROC_CHANGE
+            and tried[name]["decisions_changed"] <= MAX_CHANGED
+        ):
+            return {
+                "file": INT8,
+                "bytes": file.stat().st_size,
+                "quantized": name,
+                "tried": tried,
+                **tried[name],
+            }
+    lines = "; ".join(f"{name}: {_told(found)}" for name, found in tried.items())
+    raise ExportRefused(
+        f"No int8 file keeps AUROC within {MAX_AUROC_CHANGE} and all but {MAX_CHANGED:.0%} of the decisions "
+        f"of {len(labels)} validation images ({lines}). Nothing was written. A larger validation part, or a "
+        "network with a calmer head (more regularisation), may help."
+    )
+
+
+def changed(points: dict, before: np.ndarray, after: np.ndarray) -> float:
+    """Share of pictures decided otherwise (positive, negative, inconclusive), at the worst operating
+    point.
+    """
+    shares = [
+        np.mean([decide(p, point)[0] != decide(q, point)[0] for p, q in zip(before, after, strict=True)])
+        for point in points.values()
+    ]
+    return float(max(shares))
+
+
+def _static(fp32: Path, file: Path, calibration: Tensor, depthwise: bool = True) -> None:
+    """Weights and activations of convolutions and dense layers, ranges seen on training images.
+
+    Weights use 7 bits, so that the integer sums of processors without VNNI cannot overflow.
+    """
+    graph = onnx.load(fp32).graph
+    grouped = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
+
+    class Batches(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(calibration.split(BATCH))
+
+        def get_next(self) -> dict | None:
+            batch = next(self.rest, None)
+            return None if batch is None else {"pixel_values": batch.numpy()}
+
+    quantization.quantize_static(
+        fp32,
+        file,
+        Batches(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
+        op_types_to_quantize=["Conv", "Gemm"],
+        nodes_to_exclude=[] if depthwise else grouped,
+    )
+    _share_weights(file)
+
+
+def _share_weights(file: Path) -> None:
+    """Lets the heat map's gradient read the int8 copy of a weight, instead of a float copy of its own."""
+    model = onnx.load(file)
+    graph = model.graph
+    int8 = {
+        node.input[0].removesuffix("_quantized"): node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith("_quantized")
+    }
+    doubled = [init for init in graph.initializer if init.name in int8]
+    for init in doubled:
+        graph.initializer.remove(init)
+        dequantize = int8[init.name]
+        graph.node.remove(dequantize)
+        graph.node.insert(0, dequantize)
+        for node in graph.node:
+            node.input[:] = [dequantize.output[0] if name == init.name else name for name in node.input]
+    onnx.save(model, file)
+
+
+def _weights_only(fp32: Path, file: Path, _calibration: Tensor) -> None:
+    """Weights alone, one scale for each output channel; the arithmetic stays in float."""
+    model = onnx.load(fp32)
+    for init in list(model.graph.initializer):
+        weight = onnx.numpy_helper.to_array(init)
+        if weight.dtype != np.float32 or weight.ndim < 2 or weight.size < MIN_QUANTIZED:
+            continue
+        scale = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+        scale = np.where(scale > 0, scale, 1).astype(np.float32)
+        int8 = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+        names = [f"{init.name}_quantized", f"{init.name}_scale"]
+        model.graph.initializer.remove(init)
+        model.graph.initializer.extend(map(onnx.numpy_helper.from_array, (int8, scale), names))
+        model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, [init.name], axis=0))
+    onnx.save(model, file)
+
+
+QUANTIZERS: dict[str, Callable[[Path, Path, Tensor], None]] = {
+    "static": _static,
+    "static, depthwise convolutions in float": partial(_static, depthwise=False),
+    "weights only": _weights_only,
+}
+"""Fastest first; the first that keeps the decisions is taken."""
+
+
+def write_web(folder: hub_folder.HubFolder, target: Path, part, truth: list[np.ndarray]) -> dict:
+    """The folder for transformers.js: both files behind a resize of their own, and the configs it reads.
+
+    JavaScript resizes otherwise than Pillow (canvas smoothing, sharp), which moves probabilities by
+    hundredths; so the resize is in the graph and the caller hands over the picture as it is.
+
+    Raises:
+        ExportRefused: The resize in the graph moves a probability by more than MAX_WEB_DIFFERENCE.
+    """
+    cfg = folder.config["pretrained_cfg"]
+    for name in (FP32, INT8):
+        onnx.save(with_resize(onnx.load(target / name), cfg), target / "web" / name)
+    for name, content in WEB_CONFIGS.items():
+        hub_folder.write_json(target / "web" / name, content)
+    rows = np.unique(np.linspace(0, len(part) - 1, WEB_IMAGES, dtype=int))
+    session = onnxruntime.InferenceSession(target / "web" / FP32, providers=["CPUExecutionProvider"])
+    logits = []
+    for row in track(rows, "checking the web folder", transient=True):
+        picture = (
+            np.asarray(part[int(row)]["image"].convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
+        )
+        logits.append(session.run(["logits"], {"pixel_values": picture})[0])
+    difference = np.abs(probability(np.concatenate(logits)) - probability(truth[0][rows]))
+    found = {"largest": float(difference.max()), "mean": float(difference.mean())}
+    if not found["largest"] <= MAX_WEB_DIFFERENCE:
+        raise ExportRefused(
+            f"With the resize in the graph the probabilities differ by {_told(found)}; at most "
+            f"{MAX_WEB_DIFFERENCE:g} is accepted. Nothing was written."
+        )
+    return {"folder": "web", "images": len(rows), "probability": found}
+
+
+def with_resize(model: onnx.ModelProto, pretrained_cfg: dict) -> onnx.ModelProto:
+    """The network behind the one preprocessing: takes (1, 3, height, width) of any size, 0..1.
+
+    As Pillow does it: antialiased bicubic with a = -0.5, weights normalised at the border, first along rows,
+    then along columns, and clipped and rounded to bytes after each.
+    """
+    height, width = pretrained_cfg["input_size"][1:]
+    constants = {
+        "web_zero": 0.0,
+        "web_one": 1.0,
+        "web_bytes": 255.0,
+        "web_height": [height],
+        "web_width": [width],
+    }
+    constants |= {f"web_{key}": np.reshape(pretrained_cfg[key], (1, 3, 1, 1)) for key in ("mean", "std")}
+    nodes, last = [], "pixel_values"
+    for axis, size in ((3, "web_width"), (2, "web_height")):
+        steps = [
+            ("Resize", ["", "", size], dict(PILLOW, axes=[axis])),
+            ("Clip", ["web_zero", "web_one"], {}),
+            ("Mul", ["web_bytes"], {}),
+            ("Round", [], {}),
+            ("Div", ["web_bytes"], {}),
+        ]
+        if axis == 2:
+            steps += [("Sub", ["web_mean"], {}), ("Div", ["web_std"], {})]
+        for kind, inputs, attributes in steps:
+            nodes.append(onnx.helper.make_node(kind, [last, *inputs], [f"web_{len(nodes)}"], **attributes))
+            last = nodes[-1].output[0]
+    for node in model.graph.node:
+        node.input[:] = [last if name == "pixel_values" else name for name in node.input]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    for name, value in constants.items():
+        kind = np.int64 if isinstance(value, list) else np.float32
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, kind), name))
+    for dimension, name in zip(
+        model.graph.input[0].type.tensor_type.shape.dim[2:], ("height", "width"), strict=True
+    ):
+        dimension.dim_param = name
+    return model
+
+
+PILLOW = {
+    "mode": "cubic",
+    "cubic_coeff_a": -0.5,
+    "antialias": 1,
+    "exclude_outside": 1,
+    "coordinate_transformation_mode": "half_pixel",
+}
+WEB_CONFIGS = {
+    "config.json": {
+        # transformers.js runs any graph from pixel_values to logits under a model type it knows
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "id2label": dict(enumerate(hub_folder.LABELS)),
+        "label2id": {label: index for index, label in enumerate(hub_folder.LABELS)},
+    },
+    "preprocessor_config.json": {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    },
+}

@@ -1,0 +1,397 @@
+"""A web page on the Hub: the Gradio demo as a Space, or a static page that computes in the visitor's browser.
+
+Both are first written as a folder that can be looked at, started and tested here, and then uploaded as they
+are. The model is pinned to a commit, so that the page keeps giving the answers that were measured.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+
+from hub_model import heatmap, hub_folder, images
+from hub_model.guard import BLANK_DEVIATION
+
+from . import card
+from .publish import Content, Target, collected, show
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = Path(__file__).with_name("static_space")
+RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+"""Where pip finds torch without CUDA: its versions end in +cpu, which pip ranks above the same version
+without.
+"""
+PYTHON = "3.11"
+PRELOADED = (
+    hub_folder.CONFIG,
+    hub_folder.WEIGHTS,
+    hub_folder.SCREENING,
+    hub_folder.GUARD,
+    hub_folder.EVALUATION,
+    card.README,
+    "plots/*.png",
+)
+OUTPUTS = {"logits", "heatmap", "features"}
+
+START = '''"""Starts the page with the models this Space is pinned to.
+
+The variables COVID_XCT_XRAY and COVID_XCT_CT may name others, as ORG/NAME@REVISION.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from hub_model import hub_folder
+
+PINNED = {pinned}
+
+
+def folders():
+    """Folders of the models, from the Hub cache that was filled when the Space was built."""
+    for variable, pinned in PINNED.items():
+        name, _, revision = os.environ.get(variable, pinned).partition("@")
+        yield str(hub_folder.resolve(name, revision or None))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRADIO_SSR_MODE", "false")
+    sys.argv[1:] += [part for folder in folders() for part in ("--model", folder)]
+    runpy.run_path(str(Path(__file__).with_name("app.py")), run_name="__main__")
+'''
+
+
+class SpaceRefused(ValueError):
+    """A model or a folder that no page can be made of."""
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A model of a page.
+
+    Attributes:
+        name: Hub id, or the name of a local folder.
+        commit: on the Hub; None for a local folder.
+        folder: its files here.
+    """
+
+    name: str
+    commit: str | None
+    folder: Path
+
+    @property
+    def screening(self) -> dict[str, Any]:
+        return hub_folder.read_json(self.folder / hub_folder.SCREENING)
+
+    @property
+    def modality(self) -> str:
+        return self.screening["modality"]
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.commit}" if self.commit else self.name
+
+
+def space(
+    repo_id: Annotated[str, typer.Option(help="where to, ORG/NAME")],
+    model: Annotated[list[str], typer.Option(help="ORG/NAME@REVISION; one for each modality")],
+    static: Annotated[bool, typer.Option(help="a page that computes in the browser, free to host")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write; by default build/space/NAME")] = None,
+    runtime: Annotated[Path, typer.Option(help="npm package onnxruntime-web, for --static")] = RUNTIME,
+    private: Annotated[bool, typer.Option("--private/--public", help="who may see a Space made new")] = True,
+    replace: Annotated[bool, typer.Option(help="delete what else the Space holds")] = False,
+    dry_run: Annotated[bool, typer.Option(help="write the folder and list it, upload nothing")] = False,
+) -> Path:
+    """Write the page as a folder and upload it as a Space, in one commit.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SpaceRefused: two models of one modality, a model without what the page needs, or no onnxruntime-web.
+        FolderRefused: a model that is not there or cannot be opened.
+        PublishRefused, PublishFailed: see `publish`.
+    """
+    models = [pin(name, local=static) for name in model]
+    modalities = [found.modality for found in models]
+    if len(set(modalities)) < len(modalities):
+        raise SpaceRefused(f"Two models read {modalities[0]} pictures; give one for each modality.")
+    out = out or ROOT / "build" / "space" / repo_id.rpartition("/")[2]
+    files = write_static(repo_id, models, out, runtime) if static else write_gradio(repo_id, models, out)
+    if dry_run:
+        show(files, repo_id)
+        return out
+    target = Target(
+        repo_id,
+        "space",
+        private=private,
+        revision="main",
+        tag=None,
+        owns=_ours(files),
+        replace=replace,
+        sdk="static" if static else "gradio",
+    )
+    target.upload(files, "covid-xct page for " + ", ".join(map(str, models)))
+    return out
+
+
+def _ours(files: dict[str, Content]) -> tuple[str, ...]:
+    """What an earlier upload may have left: files of the same folders and kinds as ours."""
+    return tuple({f"{Path(name).parent / '*'}{Path(name).suffix}".removeprefix("./") for name in files})
+
+
+def pin(name: str, local: bool = False) -> Pinned:
+    """The commit behind ``ORG/NAME@REVISION``, and its files here.
+
+    Raises:
+        FolderRefused: no such model or revision.
+        SpaceRefused: a folder of this machine, where a Space could not find it.
+    """
+    if Path(name).is_dir():
+        if not local:
+            raise SpaceRefused(
+                f"{name} is a folder of this machine, where a Space does not find it. Publish it first."
+            )
+        return Pinned(Path(name).resolve().name, None, hub_folder.load(name).path)
+    repo_id, _, revision = name.partition("@")
+    folder = hub_folder.load(repo_id, revision or None).path
+    if not re.fullmatch(r"[0-9a-f]{40}", folder.name):
+        raise SpaceRefused(f"{name} is not a model on the Hub. Give ORG/NAME@REVISION.")
+    return Pinned(repo_id, folder.name, folder)
+
+
+# --- Gradio ---------------------------------------------------------------------------------------
+
+
+def write_gradio(repo_id: str, models: list[Pinned], out: Path) -> dict[str, Content]:
+    """Write the Gradio Space: the demo as it is, the package beside it, a start file, requirements and
+    front matter.
+    """
+    pinned = {f"COVID_XCT_{model.modality.upper()}": str(model) for model in models}
+    front = {
+        "sdk": "gradio", "sdk_version": version("gradio"), "python_version": PYTHON, "app_file": "start.py",
+        "suggested_hardware": "cpu-basic", "preload_from_hub": [_preload(model) for model in models],
+    }  # fmt: skip
+    text = (
+        "The page runs on the Space's server: a picture is uploaded to it, judged, and deleted within "
+        "minutes. No file\nname and no patient tag is logged. For pictures that must not leave your device "
+        "there is a static page\n(`python -m train space --static`)."
+    )
+    files: dict[str, Content] = {}
+    for folder, names in ((ROOT / "demo", ("*", "*/*", "*/*/*")), (ROOT / "hub_model", ("*.py",))):
+        prefix = "" if folder.name == "demo" else f"{folder.name}/"
+        kept = {name: f for name, f in collected(folder, names).items() if "__pycache__" not in name}
+        files |= {prefix + name: file for name, file in kept.items()}
+    files |= {
+        "start.py": START.replace("{pinned}", json.dumps(pinned)).encode(),
+        "requirements.txt": requirements().encode(),
+        "README.md": _readme(repo_id, models, front, text),
+        "LICENSE": ROOT / "LICENSE",
+    }
+    return _write(out, files)
+
+
+def _preload(model: Pinned) -> str:
+    return f"{model.name} {','.join(collected(model.folder, PRELOADED, links=True))} {model.commit}"
+
+
+def requirements() -> str:
+    """What the page imports, at the versions it was tested with here, torch without CUDA."""
+    wanted = []
+    for line in requires("covid-xct") or ():
+        needed, _, condition = line.partition(";")
+        if not condition or re.search(r"extra == ['\"]demo['\"]", condition):
+            wanted.append(re.match(r"[\w.-]+", needed)[0])
+    pins = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(wanted, key=str.lower)]
+    return "\n".join([f"--extra-index-url {CPU_TORCH}", *pins]) + "\n"
+
+
+def _readme(repo_id: str, models: list[Pinned], front: dict, text: str) -> bytes:
+    """README.md of a Space: front matter, and what the page is in plain sentences."""
+    on_hub = [model.name for model in models if model.commit]
+    head = {
+        "title": repo_id.rpartition("/")[2],
+        "emoji": "🫁",
+        "colorFrom": "gray",
+        "colorTo": "green",
+        **front,
+        "models": on_hub,
+        "license": "apache-2.0",
+        "tags": ["covid-19", "radiology", "medical"],
+        "pinned": False,
+        "short_description": "Chest COVID-19 screening, for research only",
+    }
+    lines = "\n".join(f"- {model.modality}: `{model}`, weights {card.LICENCE}" for model in models)
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# Chest COVID-19 "
+        "screening\n\n**For research and teaching. Not a medical device: never decide about a patient on "
+        "this alone.** What the models\nwere made from, what was measured and where they fail is in their "
+        f"cards:\n\n{lines}\n\n{text}\n"
+    ).encode()
+
+
+# --- static ---------------------------------------------------------------------------------------
+
+
+def write_static(
+    repo_id: str, models: list[Pinned], out: Path, runtime: Path = RUNTIME
+) -> dict[str, Content]:
+    """Write the static page: the model's own files, the runtime, and a list of all of them for use without a
+    network.
+
+    Raises:
+        SpaceRefused: no onnxruntime-web, or a model the page cannot run.
+    """
+    files: dict[str, Content] = {
+        name: PAGE / name for name in ("index.html", "style.css", "app.js", "judge.js", "worker.js")
+    }
+    files |= _runtime(runtime)
+    for model in models:
+        files |= {f"models/{model.modality}/{name}": file for name, file in _browser_files(model).items()}
+    own = json.loads((PAGE / "texts.json").read_text("utf-8"))
+    languages = {
+        file.stem: file for file in sorted((ROOT / "demo" / "languages").glob("*.json")) if file.stem in own
+    }
+    files |= {f"languages/{code}.json": file for code, file in languages.items()}
+    about = {
+        "models": [
+            {"modality": m.modality, "source": str(m), "weights": m.screening["weights_sha256"][:12]}
+            for m in models
+        ],
+        "languages": sorted(languages, key=lambda code: (code != "en", code)),
+        "texts": own,
+        "limits": {
+            "max_bytes": images.MAX_BYTES,
+            "max_pixels": images.MAX_PIXELS,
+            "max_side": images.MAX_SIDE,
+            "min_side": images.MIN_SIDE,
+            "colour_step": images.COLOUR_STEP,
+            "colour_share": images.COLOUR_SHARE,
+            "blank_deviation": BLANK_DEVIATION,
+        },
+        "heat": {"for": heatmap.FOR, "against": heatmap.AGAINST, "opacity": heatmap.OPACITY},
+        "files": sorted(files),
+    }
+    mark = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(files):
+        mark.update(files[name] if isinstance(files[name], bytes) else files[name].read_bytes())
+    about["version"] = f"covid-xct-{mark.hexdigest()[:16]}"
+    files["space.json"] = json.dumps(about, ensure_ascii=False, indent=1).encode()
+    size = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in files.values()) / 2**20
+    text = (
+        "The page computes in your browser: **the picture never leaves your device**, and nothing is "
+        f"fetched from anywhere\nbut this folder. The first visit loads about {size:.0f} MB and keeps them; "
+        "after that it works without a network.\nIt reads PNG, JPEG, WebP and BMP with 8 bits; DICOM, TIFF "
+        "and 16-bit pictures need the Python package. Resize,\nrefusals, threshold and guard are those of "
+        "the Python package.\n\nRuns on ONNX Runtime Web (MIT licence, Microsoft), copied into `runtime/`."
+    )
+    files["README.md"] = _readme(repo_id, models, {"sdk": "static", "app_file": "index.html"}, text)
+    return _write(out, files)
+
+
+def _runtime(package: Path) -> dict[str, Content]:
+    wanted = json.loads((PAGE / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    file = package / "package.json"
+    found = json.loads(file.read_text())["version"] if file.is_file() else None
+    if found != wanted:
+        raise SpaceRefused(
+            f"{'onnxruntime-web ' + found if found else 'No onnxruntime-web'} is in {package}; the page is "
+            f"tested with {wanted}. Say `npm install --no-save --prefix . onnxruntime-web@{wanted}` in the "
+            "checkout, or give its folder by --runtime."
+        )
+    return {f"runtime/{name}": package / "dist" / name for name in RUNTIME_FILES}
+
+
+def _browser_files(model: Pinned) -> dict[str, Content]:
+    """The files of a model that the page reads.
+
+    Raises:
+        SpaceRefused: no ONNX file with the heat map and the guard's features, or a preprocessing the page
+            does not know.
+    """
+    import onnxruntime
+
+    graph = _graph(model)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    missing = OUTPUTS - {output.name for output in session.get_outputs()}
+    config = hub_folder.read_json(model.folder / hub_folder.CONFIG)["pretrained_cfg"]
+    how = tuple(config.get(key) for key in ("interpolation", "crop_mode", "crop_pct"))
+    if missing or how != ("bicubic", "squash", 1.0):
+        what = f"outputs {sorted(missing)} of its ONNX file" if missing else f"the preprocessing {how}"
+        raise SpaceRefused(
+            f"{model}: the page cannot use it for want of {what}. Export it with `python -m train export`."
+        )
+    guard = hub_folder.load(model.folder).guard
+    if guard is None or any(tensor.dtype != torch.float32 for tensor in guard.values()):
+        raise SpaceRefused(
+            f"{model}: it has no guard in float32, so the page could not refuse. Evaluate the run first."
+        )
+    at = hub_folder.read_json(model.folder / hub_folder.EVALUATION)["test"]["at"]
+    tested = {name: {key: found[key] for key in ("sensitivity", "specificity")} for name, found in at.items()}
+    # whatever is not needed to judge stays away from the page: provenance is in the card
+    kept = {
+        key: model.screening[key]
+        for key in ("format", "labels", "modality", "operating_points", "guard", "weights_sha256")
+    }
+    return {
+        "config.json": model.folder / hub_folder.CONFIG,
+        "screening.json": json.dumps({**kept, "tested": tested}).encode(),
+        "guard.safetensors": model.folder / hub_folder.GUARD,
+        "model.onnx": graph,
+    }
+
+
+def _graph(model: Pinned) -> Path:
+    graph = model.folder / "onnx" / "model.onnx"
+    if graph.is_file():
+        return graph
+    if model.commit:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(model.name, "onnx/model.onnx", revision=model.commit))
+        except EntryNotFoundError:
+            pass
+    raise SpaceRefused(
+        f"{model} has no onnx/model.onnx. Export it with `python -m train export`, and publish it again if "
+        "it is on the Hub."
+    )
+
+
+def _write(out: Path, files: dict[str, Content]) -> dict[str, Content]:
+    """Write the files as a folder, whole or not at all; returns them as they lie there.
+
+    Raises:
+        SpaceRefused: `out` holds something that is not a page.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not _is_page(out):
+        raise SpaceRefused(f"{out} holds other files. Give another --out, or empty it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        for name, content in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        new.chmod(0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        new.replace(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return {name: out / name for name in files}
+
+
+def _is_page(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("space.json", "start.py"))

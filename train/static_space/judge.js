@@ -1,0 +1,269 @@
+// From a file to an answer, as the Python package does it: the same refusals, grey levels, resize, guard and decision.
+// No DOM beyond decoding; every constant comes from space.json and from the model's own files.
+
+export class Refused extends Error {}
+
+// --- reading -------------------------------------------------------------------------------------
+
+const ascii = (bytes, start, length) => String.fromCharCode(...bytes.subarray(start, start + length));
+
+/** Refuse what a browser would show wrongly or not at all, by what the file is, never by its name. */
+export function checkFile(bytes) {
+  if (!bytes.length) throw new Refused("The file is empty. Copy or export it again.");
+  if (ascii(bytes, 128, 4) === "DICM" || (bytes[0] === 2 && bytes[1] === 0) || (bytes[0] === 8 && bytes[1] === 0)) {
+    throw new Refused("This is a DICOM file. This page does not read DICOM: use the Python package or the Gradio page, " +
+      "which apply rescaling and window, or export the picture as 8-bit PNG.");
+  }
+  const png = ascii(bytes, 1, 3) === "PNG", jpeg = bytes[0] === 0xff && bytes[1] === 0xd8;
+  const webp = ascii(bytes, 0, 4) === "RIFF" && ascii(bytes, 8, 4) === "WEBP", bmp = ascii(bytes, 0, 2) === "BM";
+  if (!(png || jpeg || webp || bmp)) {
+    throw new Refused("This is no PNG, JPEG, WebP or BMP picture, whatever its name says. TIFF, GIF and DICOM are read by " +
+      "the Python package; here, export the picture as 8-bit PNG.");
+  }
+  if (png && bytes[24] === 16) {
+    throw new Refused("This PNG has 16 bits a pixel, of which a browser drops half. Use the Python package, or export the " +
+      "picture with 8 bits.");
+  }
+  if ((png && chunks(bytes).includes("acTL")) || (webp && ascii(bytes, 12, 4) === "VP8X" && bytes[20] & 2)) {
+    throw new Refused("This picture is animated. Export the one frame to be judged.");
+  }
+  if (jpeg && components(bytes) === 4) {
+    throw new Refused("This JPEG is stored in CMYK colours, as for printing. Save it in grey.");
+  }
+}
+
+function chunks(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), names = [];
+  for (let at = 8; at + 8 <= bytes.length && names.at(-1) !== "IDAT"; at += 12 + view.getUint32(at)) {
+    names.push(ascii(bytes, at + 4, 4));
+  }
+  return names;
+}
+
+/** Number of colour components in the frame header of a JPEG. */
+function components(bytes) {
+  for (let at = 2; at + 9 < bytes.length;) {
+    if (bytes[at] !== 0xff) return 0;
+    const marker = bytes[at + 1], length = (bytes[at + 2] << 8) | bytes[at + 3];
+    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) return bytes[at + 9];
+    at += 2 + length;
+  }
+  return 0;
+}
+
+/** A file as one 8-bit grey picture {data, width, height}; `read_image` of the Python package for what browsers decode. */
+export async function readImage(blob, limits) {
+  if (blob.size > limits.max_bytes) throw new Refused("The file is too large. Export the single picture.");
+  checkFile(new Uint8Array(await blob.arrayBuffer()));
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  } catch {
+    throw new Refused("The file is damaged or cut short. Export it again.");
+  }
+  const { width, height } = bitmap;
+  if (Math.min(width, height) < limits.min_side) {
+    throw new Refused(`The picture has only ${width} x ${height} pixels. Export it with at least ${limits.min_side} on the ` +
+      "shorter side, not as a thumbnail.");
+  }
+  if (Math.max(width, height) > limits.max_side || width * height > limits.max_pixels) {
+    throw new Refused(`The picture is too large, ${width} x ${height} pixels. Reduce it.`);
+  }
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "black"; // what is transparent becomes black, like the surround of a film
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  return { data: grey(context.getImageData(0, 0, width, height).data, limits), width, height };
+}
+
+/** Luminance (ITU-R BT.601, in Pillow's own arithmetic) of RGBA pixels; refused where colour can be seen. */
+export function grey(rgba, limits) {
+  const out = new Uint8Array(rgba.length / 4);
+  let coloured = 0;
+  for (let i = 0, j = 0; j < out.length; i += 4, j++) {
+    const r = rgba[i], g = rgba[i + 1], b = rgba[i + 2];
+    if (Math.max(r, g, b) - Math.min(r, g, b) > limits.colour_step) coloured++;
+    out[j] = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16;
+  }
+  if (coloured / out.length > limits.colour_share) {
+    throw new Refused(`This is a picture in colour (${Math.round((100 * coloured) / out.length)} % of it). Export the film or ` +
+      "slice itself, in grey and without coloured overlays or maps.");
+  }
+  return out;
+}
+
+/** Browsers that hide fingerprints change the pixels a page reads; an answer on changed pixels would be worthless. */
+export function canvasIsTrue() {
+  const canvas = new OffscreenCanvas(64, 64), context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(64, 64);
+  for (let i = 0; i < image.data.length; i += 4) image.data.set([(i / 4) % 256, (i / 64) % 256, 128, 255], i);
+  context.putImageData(image, 0, 0);
+  return context.getImageData(0, 0, 64, 64).data.every((value, i) => value === image.data[i]);
+}
+
+// --- preprocessing -------------------------------------------------------------------------------
+
+const BITS = 22; // fixed point of Pillow's 8-bit resampling (libImaging/Resample.c)
+
+function cubic(x) {
+  const a = -0.5;
+  x = Math.abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+/** Pillow's coefficients for one direction: for every output place where to begin and what to weigh with. */
+function coefficients(size, wanted) {
+  const scale = size / wanted, spread = Math.max(scale, 1), support = 2 * spread;
+  return Array.from({ length: wanted }, (_, place) => {
+    const centre = (place + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5));
+    const last = Math.min(size, Math.trunc(centre + support + 0.5));
+    const weights = Array.from({ length: last - first }, (_, x) => cubic((x + first - centre + 0.5) / spread));
+    const sum = weights.reduce((total, weight) => total + weight, 0);
+    return { first, weights: Int32Array.from(weights, (w) => Math.trunc((w / sum) * 2 ** BITS + (w / sum < 0 ? -0.5 : 0.5))) };
+  });
+}
+
+function clip8(value) {
+  return Math.min(255, Math.max(0, value >> BITS));
+}
+
+/** Bicubic with antialiasing, equal to Pillow's `resize` to the last bit. */
+export function resize({ data, width, height }, toWidth, toHeight) {
+  const across = coefficients(width, toWidth), down = coefficients(height, toHeight);
+  let rows = data;
+  if (toWidth !== width) {
+    rows = new Uint8Array(toWidth * height);
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < toWidth; x++) {
+        const { first, weights } = across[x];
+        let sum = 1 << (BITS - 1);
+        for (let k = 0, at = y * width + first; k < weights.length; k++, at++) sum += data[at] * weights[k];
+        rows[y * toWidth + x] = clip8(sum);
+      }
+    }
+  }
+  if (toHeight === height) return rows;
+  const out = new Uint8Array(toWidth * toHeight);
+  for (let y = 0; y < toHeight; y++) {
+    const { first, weights } = down[y];
+    for (let x = 0; x < toWidth; x++) {
+      let sum = 1 << (BITS - 1);
+      for (let k = 0, at = first * toWidth + x; k < weights.length; k++, at += toWidth) sum += rows[at] * weights[k];
+      out[y * toWidth + x] = clip8(sum);
+    }
+  }
+  return out;
+}
+
+/** The tensor (1, 3, H, W) of a grey picture: squeezed, three equal channels, standardised. */
+export function pixels(picture, config) {
+  const { input_size: [, height, width], mean, std } = config.pretrained_cfg;
+  const small = resize(picture, width, height), out = new Float32Array(3 * small.length);
+  for (let channel = 0; channel < 3; channel++) {
+    const m = Math.fround(mean[channel]), s = Math.fround(std[channel]);
+    for (let i = 0; i < small.length; i++) {
+      out[channel * small.length + i] = Math.fround(Math.fround(Math.fround(small[i] / 255) - m) / s);
+    }
+  }
+  return out;
+}
+
+/** numpy's percentile of grey levels, interpolated, from their histogram. */
+function percentile(histogram, count, share) {
+  const place = (share / 100) * (count - 1), low = Math.floor(place);
+  const at = (rank) => {
+    let seen = 0;
+    return histogram.findIndex((number) => (seen += number) > rank);
+  };
+  return at(low) + (place - low) * (at(Math.min(low + 1, count - 1)) - at(low));
+}
+
+/** Whether a picture shows nothing: its grey levels hardly deviate once the outermost 2 % are clipped. */
+export function isBlank({ data }, limits) {
+  const histogram = new Array(256).fill(0);
+  for (const value of data) histogram[value]++;
+  const low = percentile(histogram, data.length, 1), high = percentile(histogram, data.length, 99);
+  let sum = 0, squares = 0;
+  histogram.forEach((number, value) => {
+    const clipped = Math.min(high, Math.max(low, value));
+    sum += number * clipped;
+    squares += number * clipped * clipped;
+  });
+  return Math.sqrt(Math.max(0, squares / data.length - (sum / data.length) ** 2)) < limits.blank_deviation;
+}
+
+// --- the model -----------------------------------------------------------------------------------
+
+/** Float32 tensors of a safetensors file, by name. */
+export function readSafetensors(buffer) {
+  const length = Number(new DataView(buffer).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length))), tensors = {};
+  for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header)) {
+    if (name === "__metadata__") continue;
+    if (dtype !== "F32") throw new Error(`${name} is ${dtype}; this page reads F32.`);
+    tensors[name] = { shape, data: new Float32Array(buffer.slice(8 + length + from, 8 + length + to)) };
+  }
+  return tensors;
+}
+
+/** How far guard features are beyond the limits, as the largest ratio to a limit: above 1 is refused. */
+export function excess(features, tensors, limits) {
+  const z = Array.from(features, (x, i) => (x - tensors.mean.data[i]) / tensors.scale.data[i]);
+  const [kept, width] = tensors.basis.shape, basis = tensors.basis.data;
+  const along = Array.from({ length: kept }, (_, k) => z.reduce((sum, x, i) => sum + x * basis[k * width + i], 0));
+  const rest = z.map((x, i) => x - along.reduce((sum, a, k) => sum + a * basis[k * width + i], 0));
+  const rms = (values) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0) / values.length);
+  const odds = z.reduce((sum, x, i) => sum + x * tensors.foreign.data[i], tensors.bias.data[0]);
+  const scores = {
+    distance: rms(along.map((a, k) => a / tensors.deviation.data[k])), residual: rms(rest), foreign: 1 / (1 + Math.exp(-odds)),
+  };
+  return Math.max(...Object.entries(limits).map(([name, limit]) => scores[name] / limit));
+}
+
+/** Decision for a probability at an operating point. */
+export function decide(probability, point) {
+  const [low, high] = point.abstain ?? [point.threshold, point.threshold];
+  if (low <= probability && probability < high) return "inconclusive";
+  return probability >= point.threshold ? "positive" : "negative";
+}
+
+/** One model with its files, opened once. */
+export class Model {
+  static async open(ort, folder) {
+    const get = async (name) => {
+      const answer = await fetch(folder + name);
+      if (!answer.ok) throw new Error(`${name} could not be loaded (${answer.status}).`);
+      return answer;
+    };
+    const model = new Model();
+    model.ort = ort;
+    model.config = await (await get("config.json")).json();
+    model.screening = await (await get("screening.json")).json();
+    model.guard = model.screening.guard ? readSafetensors(await (await get("guard.safetensors")).arrayBuffer()) : null;
+    const graph = await (await get("model.onnx")).arrayBuffer();
+    model.session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    return model;
+  }
+
+  /** Judge a grey picture: {refused} or {probability, heat: {data, width, height}}. */
+  async judge(picture, limits) {
+    if (isBlank(picture, limits)) {
+      return { refused: "The picture is blank: it shows no structure to judge. Choose another file." };
+    }
+    const shape = [1, ...this.config.pretrained_cfg.input_size];
+    const input = new this.ort.Tensor("float32", pixels(picture, this.config), shape);
+    const { logits, heatmap, features } = await this.session.run({ [this.session.inputNames[0]]: input });
+    const far = this.guard ? excess(features.data, this.guard, this.screening.guard.limits) : 0;
+    if (far > 1) {
+      return { refused: `This picture does not look like the pictures that the model learnt from (${far.toFixed(1)} times the ` +
+        "accepted distance). Give the original picture, upright, without annotations or other views; a photograph of a screen, " +
+        "a screenshot, a drawing or another body part cannot be judged.", excess: far };
+    }
+    const probability = 1 / (1 + Math.exp(logits.data[0] - logits.data[1]));
+    const [height, width] = heatmap.dims.slice(-2);
+    return { probability, excess: far, heat: { data: heatmap.data, width, height } };
+  }
+}
