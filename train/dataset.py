@@ -136,7 +136,7 @@ def _open(folder: Path, modality: str | None, split: str | None) -> "DatasetDict
     if split not in (None, told["split"]):
         raise DataRefused(
             f"{folder}: was prepared with the split {told['split']!r}, seed {told['seed']}; {split!r} was"
-            " asked for. Leave the split away, or prepare the pictures again with it."
+            f" asked for. Ask for {told['split']!r} (--split), or prepare the pictures again."
         )
     if told["leaking"]:
         warnings.warn(f"{folder}: {LEAKING}, a random split; scores on it measure memory.", stacklevel=3)

@@ -13,7 +13,8 @@ copies (`tests/augmented.py`); no patient is told.
   that the groups of COVID-CT keep apart although they show one patient; the figure as given is there as well.
 - `by_step`: per augmentation step, the share of the copies that had it which were parted from most others.
 
-Intervals resample originals (95 %). `cpu_seconds` is what the process used, whatever else the machine did.
+Intervals are 95 %; those of recall resample originals. `cpu_seconds` is what the process used, whatever else
+the machine did.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binomtest
 
 from tests.augmented import Original, copies_of, originals
 from train.families import RECORD, describe, find_families
@@ -96,11 +98,22 @@ def mixed(families: list[list[str]], groups: list[str]) -> np.ndarray:
     return np.array([any(len(inside[family]) > 1 for family in set(own)) for own in families])
 
 
-def share(name: str, hits: np.ndarray, of: np.ndarray) -> dict:
-    """A share with its interval; `hits` and `of` are counts per original, which are resampled."""
-    weights = family_weights(np.arange(len(of)))
-    return record(name, hits.sum() / of.sum(), weights @ hits / (weights @ of), int(of.sum()), len(of)) | {
-        "resampled": "original"
+def recall_of(pairs: np.ndarray, possible: int) -> dict:
+    """Share of the pairs of copies found, with an interval; `pairs` are counts per original."""
+    weights = family_weights(np.arange(len(pairs)))
+    samples = weights @ pairs / (weights.sum(axis=1) * possible)
+    found = record("recall", pairs.mean() / possible, samples, len(pairs) * possible, len(pairs))
+    return found | {"resampled": "original"}
+
+
+def merged_share(merged: np.ndarray) -> dict:
+    """Share of originals merged with unrelated ones, with the exact interval of Clopper and Pearson."""
+    interval = binomtest(int(merged.sum()), len(merged)).proportion_ci(method="exact")
+    numbers = {"value": merged.mean(), "low": interval.low, "high": interval.high}
+    return {
+        "metric": "false_merges",
+        **{key: round(float(x), 6) for key, x in numbers.items()},
+        "n": len(merged),
     }
 
 
@@ -134,16 +147,15 @@ def accuracy(sources: list[Original], copies: int, seed: int, jobs: int) -> dict
     each = copies + 1
     families = [found[start : start + each] for start in range(0, len(found), each)]
     pairs = np.array([sum(n * (n - 1) // 2 for n in Counter(own).values()) for own in families])
-    possible, one = np.full(len(pairs), each * copies // 2), np.ones(len(pairs))
     as_given, corrected = (
         mixed(families, groups) for groups in ([o.group for o in sources], joined_groups(sources))
     )
     return {
         "originals": len(sources),
         "images": len(records),
-        "recall": share("recall", pairs, possible),
-        "false_merges": share("false_merges", corrected.astype(float), one),
-        "false_merges_groups_as_given": share("false_merges", as_given.astype(float), one),
+        "recall": recall_of(pairs, each * copies // 2),
+        "false_merges": merged_share(corrected),
+        "false_merges_groups_as_given": merged_share(as_given),
         "merged": sorted(o.path.stem for o, bad in zip(sources, as_given, strict=True) if bad),
         "by_step": by_step(families, steps),
         "lost": [
