@@ -244,7 +244,7 @@ class TestManyPictures:
         assert head.locator("xpath=..").get_attribute("aria-sort") == "descending"
 
     def test_stop_keeps_what_is_done(self, page, many):
-        self.start(page, many * 15)
+        self.start(page, many * 40)
         page.wait_for_selector("table.findings tbody tr")
         page.locator("button.stop:visible").click()
         said = page.wait_for_selector("text=/Stopped after \\d+ of \\d+/").inner_text()
