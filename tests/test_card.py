@@ -140,7 +140,7 @@ def test_what_was_not_done_is_said(run):
     text = card.render(run)["README.md"]
     assert "This model has not been audited." in text
     assert "The time and the energy of training were not recorded" in text
-    assert "worst errors were not drawn" in text and "plots/" not in text
+    assert "worst errors are not in this folder" in text and "plots/" not in text
 
 
 def test_audits_are_shown_with_their_meaning(run):
@@ -203,6 +203,11 @@ def test_the_data_set_stays_named_when_the_card_is_written_again(run):
 
 def test_a_figure_that_is_not_defined_is_said_to_be_so():
     assert card.figure({"value": None, "low": None, "high": None, "n": 4}) == "not defined (n = 4)"
+
+
+def test_none_and_all_are_counted_where_resampling_gives_no_interval():
+    assert card.percent({"value": 0.0, "low": 0.0, "high": 0.0, "n": 201}) == "0.0 % (0 of 201)"
+    assert card.percent({"value": 1.0, "low": 1.0, "high": 1.0, "n": 60}) == "100.0 % (60 of 60)"
 
 
 def test_energy_follows_the_cited_method():

@@ -125,6 +125,11 @@ STARTS = {
     "resnetv2_50.imagenet_gluon_stages1to3.safetensors": "ResNet-50 v2 trained on ImageNet-1k by GluonCV's "
     "authors (Apache-2.0)",
 }
+STARTS |= {  # what `python -m train start` makes of the last one for the embedded models
+    f"resnetv2_50_{blocks}.safetensors": "first stages of a ResNet-50 v2 trained on ImageNet-1k by GluonCV's "
+    f"authors (Apache-2.0), {blocks} block{'s' * (blocks > 1)} of the third one kept"
+    for blocks in range(1, 7)
+}
 """Weights to start from that the project knows, by file name."""
 
 AUDITS = {
@@ -223,6 +228,8 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "base_model": _base_model(settings),
         "teachers": _said(settings.get("teacher")),
         "recipe": provenance.get("recipe", {}),
+        "families": provenance.get("families", "found"),
+        "without_source": provenance.get("without_source"),
         "training": _training(provenance.get("training")),
         "predictive": _predictive(evaluation, next(iter(screening["operating_points"]))),
         "plots": [name for name in PLOTS if (run / "plots" / f"{name}.png").is_file()],
@@ -447,6 +454,8 @@ def percent(record: dict | float | None) -> str:
 def _worded(record: dict, spell) -> str:
     if record["value"] is None:
         return f"not defined (n = {record['n']:,})"
+    if record["low"] == record["high"] and record["value"] in (0, 1):  # resampling cannot vary it
+        return f"{spell(record['value'])} ({record['value'] * record['n']:.0f} of {record['n']:,})"
     interval = (
         "no interval" if record["low"] is None else f"{spell(record['low'])} to {spell(record['high'])}"
     )

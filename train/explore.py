@@ -22,6 +22,7 @@ import jinja2
 import numpy as np
 import typer
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
@@ -132,7 +133,10 @@ def explore(
     (partial / "index.html").write_text(render(report, drawn), "utf-8")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
-    return out / "index.html"
+    page = out / "index.html"
+    told = f"{page}: {report['pictures']:,} pictures, {len(report['warnings'])} warnings"
+    Console(stderr=True, highlight=False, markup=False).print(told, soft_wrap=True)
+    return page
 
 
 def _check_place(out: Path) -> None:
@@ -150,7 +154,7 @@ def tally(data) -> dict[str, Tally]:
     """Read every picture of a `DatasetDict` once. Returns a `Tally` per modality."""
     found: dict[str, Tally] = {}
     total = sum(len(part) for part in data.values())
-    for row in track(_rows(data), total=total, description="reading pictures"):
+    for row in track(_rows(data), "reading pictures", total=total, console=Console(stderr=True)):
         known = {name: row[name] for name in ("label", "part", "source", "family")}
         found.setdefault(row["modality"], Tally()).add(_grey(row["image"]["bytes"]), **known)
     return {name: found[name] for name in MODALITIES if name in found}

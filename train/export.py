@@ -8,7 +8,6 @@ transformers.js: the same networks behind the preprocessing's resize, as one gra
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,9 @@ MAX_CHANGED = 0.01  # share of validation images whose decision int8 changes, at
 MAX_WEB_DIFFERENCE = 1e-3  # probability, with the resize in the graph instead of by Pillow
 CALIBRATION_IMAGES = 128
 WEB_IMAGES = 100
-MIN_QUANTIZED = 1024  # elements; smaller tensors stay in float
+MIN_QUANTIZED = (
+    1 << 14
+)  # elements; smaller weights, as of the stem, the head and depthwise layers, stay in float
 OUTPUTS = ("logits", "heatmap", "features")
 FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
 
@@ -274,16 +275,15 @@ def changed(points: dict, before: np.ndarray, after: np.ndarray) -> float:
     return float(max(shares))
 
 
-def _static(fp32: Path, file: Path, calibration: Tensor, depthwise: bool = True) -> None:
-    """Weights and activations of convolutions and dense layers, ranges seen on training images.
+def _static(fp32: Path, file: Path, calibration: Tensor) -> None:
+    """Weights and activations of the large convolutions and dense layers, ranges seen on training images.
 
     Weights use 7 bits, so that the integer sums of processors without VNNI cannot overflow.
     """
     graph = onnx.load(fp32).graph
-    grouped = [
-        node.name
-        for node in graph.node
-        if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    large = _large_weights(graph)
+    quantized = [
+        node.name for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in large
     ]
 
     class Batches(quantization.CalibrationDataReader):
@@ -303,10 +303,20 @@ def _static(fp32: Path, file: Path, calibration: Tensor, depthwise: bool = True)
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
         reduce_range=True,
-        op_types_to_quantize=["Conv", "Gemm"],
-        nodes_to_exclude=[] if depthwise else grouped,
+        nodes_to_quantize=quantized,
     )
     _share_weights(file)
+
+
+def _large_weights(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Float matrices and kernels of at least MIN_QUANTIZED elements, by name."""
+    return {
+        init.name: init
+        for init in graph.initializer
+        if init.data_type == onnx.TensorProto.FLOAT
+        and len(init.dims) > 1
+        and np.prod(init.dims) >= MIN_QUANTIZED
+    }
 
 
 def _share_weights(file: Path) -> None:
@@ -332,10 +342,8 @@ def _share_weights(file: Path) -> None:
 def _weights_only(fp32: Path, file: Path, _calibration: Tensor) -> None:
     """Weights alone, one scale for each output channel; the arithmetic stays in float."""
     model = onnx.load(fp32)
-    for init in list(model.graph.initializer):
+    for init in _large_weights(model.graph).values():
         weight = onnx.numpy_helper.to_array(init)
-        if weight.dtype != np.float32 or weight.ndim < 2 or weight.size < MIN_QUANTIZED:
-            continue
         scale = np.abs(weight).reshape(len(weight), -1).max(1) / 127
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
         int8 = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
@@ -348,7 +356,6 @@ def _weights_only(fp32: Path, file: Path, _calibration: Tensor) -> None:
 
 QUANTIZERS: dict[str, Callable[[Path, Path, Tensor], None]] = {
     "static": _static,
-    "static, depthwise convolutions in float": partial(_static, depthwise=False),
     "weights only": _weights_only,
 }
 """Fastest first; the first that keeps the decisions is taken."""

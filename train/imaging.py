@@ -147,8 +147,9 @@ def _cut_tubes(plane: Region, tubes: Tubes, z: float, layers: list[tuple[float, 
     """Paint where tubes cross a slice: for each layer what it adds to the radius, and its HU."""
     reach = tubes.radius[:, None] + 2
     low, high = np.minimum(tubes.start, tubes.end) - reach, np.maximum(tubes.start, tubes.end) + reach
+    bounds = np.stack([low, high], axis=2)
     for index in np.flatnonzero((low[:, 2] < z) & (z < high[:, 2])):
-        part = plane.within(*np.stack([low, high], axis=2)[index, :2], None)
+        part = plane.within(*bounds[index, :2])
         distance = _segment_distance(part, tubes.start[index], tubes.end[index]) - tubes.radius[index]
         for margin, value in layers:
             part.paint(distance - margin, value)

@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
 from rich.progress import track
 
 from hub_model.dicom import LUNG_WINDOW, lung_window
@@ -103,7 +104,8 @@ def phantom(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     lines = []
-    for number in track(range(settings.patients), description="drawing synthetic patients"):
+    console = Console(stderr=True, highlight=False, markup=False)
+    for number in track(range(settings.patients), "drawing synthetic patients", console=console):
         lines += _write_patient(partial, settings, number)
     if dicom and modality != "xray":
         _write_series(partial, seed)
@@ -114,6 +116,8 @@ def phantom(
     (partial / "README.txt").write_text(README, "utf-8")
     (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", "utf-8")
     os.replace(partial, out)
+    told = f"{out}: {len(lines):,} pictures of {settings.patients:,} synthetic patients"
+    console.print(told, soft_wrap=True)
     return out
 
 
@@ -227,7 +231,7 @@ def _png(view: View, seed: int, number: int) -> bytes:
     info = PngInfo()
     info.add_text("Synthetic", f"{MARK} (seed {seed}, number {number})")
     target = io.BytesIO()
-    Image.fromarray(grey(view)).save(target, "PNG", pnginfo=info)
+    Image.fromarray(grey(view)).save(target, "PNG", pnginfo=info, compress_level=4)
     return target.getvalue()
 
 
