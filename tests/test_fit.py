@@ -266,3 +266,21 @@ def test_a_process_killed_for_real_resumes(archive, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(json.loads((out / "screening.json").read_text())["provenance"]["history"]) == 3
     shutil.rmtree(out)
+
+
+def test_source_directions_hold_what_tells_sources_apart_and_nothing_else():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    sources = np.where(rng.random(400) < 0.5, "a", "b")
+    features = rng.normal(size=(400, 6))
+    features[:, 0] += 4 * (sources == "a")
+    features[:, 1] += 4 * labels
+    basis = training.source_directions(features, labels, sources, 1)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+    left = np.eye(6) - basis @ basis.T
+    assert left[0, 0] < 0.05 and left[1, 1] > 0.9
+
+
+def test_one_source_a_class_leaves_nothing_to_be_blind_to():
+    features, labels = np.random.default_rng(0).normal(size=(40, 3)), np.repeat([0, 1], 20)
+    assert training.source_directions(features, labels, np.where(labels, "a", "b"), 3).shape == (3, 0)

@@ -98,6 +98,7 @@ def fit(
     row = choose_recipe(recipe, variant, transfer=bool(init or pretrained), epochs=epochs, batch=batch,
                         learning_rate=learning_rate, input_size=input_size, augment=augment)  # fmt: skip
     torch.manual_seed(seed)
+    training.keep_memory()
     build = backbones.build(variant, init=init, pretrained=pretrained, model_args=_parse(model_args),
                             input_size=row.input_size, mean=mean, std=std)  # fmt: skip
     processes = PartialState(cpu=not torch.cuda.is_available())
@@ -237,7 +238,7 @@ def _trainer(
     build, config, row, train, validation, modality, checkpoints, seed, bf16, report
 ) -> training.RecipeTrainer:
     model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(config))
-    model.timm_model = build.model
+    model.timm_model = build.model.to(memory_format=torch.channels_last)  # twice as fast on CPU
     world = int(os.environ.get("WORLD_SIZE", 1))
     if row.batch % world:
         raise FitRefused(

@@ -23,6 +23,8 @@ class Recipe:
         freeze_stages: Stages, the stem being the first, that stay as they came.
         probe: C of a logistic regression on frozen features that the head starts from; 0 starts at random,
             which distorts the features that came with the weights (Kumar et al. 2022, arXiv:2202.10054).
+        blind: Rounds in which that regression is made blind to the directions that tell sources apart within
+            a class (iterative null-space projection, Ravfogel et al. 2020, arXiv:2004.07667).
         epsilon: Adam's.
         beta2: Adam's decay of squared gradients.
         schedule: "constant" or "cosine" (to zero).
@@ -50,6 +52,7 @@ class Recipe:
     layer_decay: float = 1.0
     freeze_stages: int = 0
     probe: float = 0.0
+    blind: int = 0
     epsilon: float = KERAS_EPSILON
     beta2: float = 0.999
     schedule: str = "constant"
@@ -87,7 +90,7 @@ RECIPES = {
                        balance="source", augment="medium"),
     # the head alone, on features that stay ImageNet's: where label and collection coincide, everything else that is
     # trained learns the collection
-    "probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, epsilon=1e-8,
+    "probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, blind=3, epsilon=1e-8,
                     freeze_norms=99, balance="source", augment="medium"),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
