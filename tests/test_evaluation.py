@@ -90,6 +90,32 @@ def test_audits_join_the_evaluation(run, archive):  # noqa: F811
     assert json.loads((run / "evaluation.json").read_text())["audits"] == found
 
 
+def test_a_source_that_was_left_out_is_scored_beside_the_trivial_cue(archive, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=1, learning_rate=3e-3, input_size=32))
+    monkeypatch.setattr("train.guarding.TEACH_A_KIND", 12)
+    monkeypatch.setattr("train.guarding.MEASURE_A_KIND", 6)
+    data = shutil.copytree(archive, tmp_path / "data")
+    files = sorted(data.rglob("*.png"))
+    rows = [
+        f"{file.relative_to(data).as_posix()},ct,{file.parent.name},{'clinic' if int(file.stem) % 2 else 'web'}"
+        for file in files
+    ]
+    (data / "metadata.csv").write_text("\n".join(["file_name,modality,label,source", *rows]))
+    given = {"data": [str(data)], "modality": "ct", "variant": SMALL, "recipe": "tiny"}
+    whole, fold = (
+        fit(**given, out=tmp_path / "ct"),
+        fit(**given, out=tmp_path / "fold", without_source=["clinic"]),
+    )
+    evaluate(whole, data=[str(data)])
+    found = audit(whole, data=[str(data)], fold=[fold])
+    assert set(found["unseen_source"]) == {"clinic", "inside clinic"}
+    assert found["unseen_source"]["inside clinic"]["n"] == len(files) // 2
+    assert found["unseen_source"]["clinic"]["thumbnail"]["n"] == found["unseen_source"]["clinic"]["n"]
+    assert {"all", "clinic", "web"} >= set(found["thumbnail"]) and "advantage" in found["thumbnail"]["all"]
+    with pytest.raises(WrongData, match="no fold of this run"):
+        audit(whole, data=[str(data)], fold=[whole])
+
+
 def test_audit_pictures_hide_what_they_say():
     image = Image.fromarray(np.full((100, 50), 200, np.uint8))
     borders, centre = np.asarray(borders_only(image)), np.asarray(centre_only(image))

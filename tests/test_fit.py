@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hub_model import Screener, hub_folder
 import train.fit as fitting
+from hub_model import Screener, hub_folder
 from train import training
 from train.fit import FitRefused, choose_recipe, fit
 from train.recipes import RECIPES, Recipe

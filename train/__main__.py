@@ -1,6 +1,7 @@
 """``python -m train VERB``: every verb reads files, writes files and can be run again by itself.
 
-A verb is a function of this package; its keywords are the flags. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+A verb is a function of this package; its keywords are the flags. Exit codes: 0 done, 1 refused or failed, 2 wrong
+usage.
 """
 
 import sys

@@ -19,8 +19,8 @@ from hub_model import hub_folder
 
 from .dataset import load_data
 from .evaluation import WrongData, fingerprint
-from .metrics import family_weights, figures, record
-from .predict import predict
+from .metrics import family_weights, figures, paired_difference, record
+from .predict import Predictions, predict
 
 CENTRE = 0.6
 """Side of the blacked-out (or the only kept) middle of the picture, as a share of its sides: it holds the lungs."""
@@ -71,9 +71,10 @@ def audit(
     """Audit RUN on the test part and add the figures to its evaluation.json.
 
     Returns:
-        ``changed`` pictures (borders_only, centre_only, coarse_only) and ``thumbnail``, each with AUROC on the same
-        test images; ``source``, how well the collection can be told from what the network sees; ``unseen_source``,
-        AUROC of each left-out source against the Non-COVID test images.
+        ``changed`` pictures (borders_only, centre_only, coarse_only) and ``thumbnail``, each with AUROC on the
+        same test images, the latter with the network's ``advantage`` over it; ``source``, how well the collection
+        can be told from what the network sees; ``unseen_source``, AUROC of each left-out source against the
+        Non-COVID test images, beside the thumbnail's.
 
     Raises:
         FolderRefused: RUN has not been evaluated.
@@ -88,14 +89,15 @@ def audit(
             f"{run} was evaluated on other data or another split. Give the data that evaluate was given."
         )
     test = parts["test"]
+    whole = predict(folder, test, "test pictures")
     changed = {}
     for change in (borders_only, centre_only, coarse_only):
         found = predict(folder, test, change.__name__, change)
         changed[change.__name__] = _auroc(found.labels, found.margins, found.families, seed)
     evaluation["audits"] = {
         "changed": changed,
-        "thumbnail": _thumbnail(parts, seed),
-        "source": _source(folder, parts, seed),
+        "thumbnail": _thumbnail(parts, whole.margins, seed),
+        "source": _source(folder, parts, whole, seed),
         "unseen_source": {
             name: row
             for path in fold or []
@@ -116,26 +118,35 @@ def thumbnails(part) -> np.ndarray:
     return np.stack([np.asarray(ImageOps.equalize(image), np.float32).ravel() / 255 for image in small])
 
 
-def _thumbnail(parts, seed: int) -> dict:
+def _thumbnail(parts, ours: np.ndarray, seed: int) -> dict:
     """Logistic regression on equalised 32 x 32 thumbnails: whoever does not beat it has learnt nothing of lungs.
 
-    Also by source, against the same source's other class where it has one, else against all of the other class.
+    Also by source where one has both classes. ``advantage`` is what the network's AUROC has over it, paired.
     """
-    cue = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
-    cue.fit(thumbnails(parts["train"]), parts["train"]["label"])
-    margins = cue.decision_function(thumbnails(parts["test"]))
+    theirs = _cue(parts["train"]).decision_function(thumbnails(parts["test"]))
     labels, families, sources = (np.array(parts["test"][key]) for key in ("label", "family", "source"))
-    rows = {"all": _auroc(labels, margins, families, seed)}
-    for source in np.unique(sources):
-        mask = sources == source
-        if len(set(labels[mask])) == 2:
-            rows[str(source)] = _auroc(labels[mask], margins[mask], families[mask], seed)
-    return rows
+    chosen = {"all": np.ones(len(labels), bool)} | {str(name): sources == name for name in np.unique(sources)}
+    return {
+        name: {
+            **_auroc(labels[mask], theirs[mask], families[mask], seed),
+            "advantage": paired_difference(
+                labels[mask], expit(ours[mask]), expit(theirs[mask]), families[mask], seed=seed
+            ),
+        }
+        for name, mask in chosen.items()
+        if len(set(labels[mask])) == 2
+    }
 
 
-def _source(folder, parts, seed: int) -> dict:
+def _cue(train):
+    """Logistic regression on the thumbnails of a part."""
+    cue = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
+    return cue.fit(thumbnails(train), train["label"])
+
+
+def _source(folder, parts, test: Predictions, seed: int) -> dict:
     """How often the collection is told from what the network sees, trained on the train part, within each class."""
-    train, test = (predict(folder, parts[name], f"sources of {name}") for name in ("train", "test"))
+    train = predict(folder, parts["train"], "sources of train")
     result = {}
     for index, label in enumerate(hub_folder.LABELS):
         mask, seen = test.labels == index, train.labels == index
@@ -156,7 +167,10 @@ def _source(folder, parts, seed: int) -> dict:
 
 
 def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
-    """AUROC of the sources a fold never saw: all their COVID images against the Non-COVID images of the test part."""
+    """AUROC of the sources a fold never saw: all their images against the Non-COVID images of the test part.
+
+    Each record has the ``thumbnail`` cue's AUROC, which never saw the source either, on the same images.
+    """
     import datasets
 
     folder = hub_folder.load(path)
@@ -164,6 +178,7 @@ def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
     if not left_out or folder.modality != modality:
         raise WrongData(f"{path} is no fold of this run: fit it on the same data with --without-source NAME.")
     everything = datasets.concatenate_datasets(list(parts.values()))
+    cue = _cue(parts["train"].filter(lambda source: source not in left_out, input_columns="source"))
     rows = {}
     for source in left_out:
         own = everything.filter(lambda s, source=source: s == source, input_columns="source")
@@ -172,10 +187,14 @@ def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
         )
         pictures = datasets.concatenate_datasets([own, others])
         found = predict(folder, pictures, f"{source}, never seen")
-        rows[source] = _auroc(found.labels, found.margins, found.families, seed)
+        trivial = cue.decision_function(thumbnails(pictures))
+        chosen = {source: np.ones(len(pictures), bool)}
         if len(set(own["label"])) == 2:
-            inside = found.sources == source
-            rows[f"inside {source}"] = _auroc(
-                found.labels[inside], found.margins[inside], found.families[inside], seed
+            chosen[f"inside {source}"] = found.sources == source
+        for name, mask in chosen.items():
+            ours, theirs = (
+                _auroc(found.labels[mask], margins[mask], found.families[mask], seed)
+                for margins in (found.margins, trivial)
             )
+            rows[name] = {**ours, "thumbnail": theirs}
     return rows

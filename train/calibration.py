@@ -36,8 +36,8 @@ def require_both_classes(labels: np.ndarray) -> None:
     positives, n = int(np.sum(labels == 1)), len(labels)
     if positives in (0, n):
         raise NotCalibrable(
-            f"The validation part has {positives} COVID images of {n}; an operating point needs both classes. Give more "
-            "data, or another split (--seed)."
+            f"The validation part has {positives} COVID images of {n}; an operating point needs both classes. Give "
+            "more data, or another split (--seed)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Learn from other models' probabilities: one network in the place of several (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Learn from other models' probabilities: one network instead of several (Hinton et al. 2015, arXiv:1503.02531)."""
 
 from pathlib import Path
 

@@ -119,6 +119,8 @@ def fit(
         )
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
+    clock = training.Complete(last)
+    trainer.add_callback(clock)
     if row.probe and last is None:
         training.probe_head(trainer.network, train, trainer.batches, trainer.sampler().weights)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -143,6 +145,11 @@ def fit(
             "settings": _portable(settings),
             "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
             "images": {name: len(part) for name, part in parts.items()},
+            "training": {
+                "seconds": clock.seconds,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "cores": torch.get_num_threads(),
+            },
             "history": training.history(trainer),
         },
     }
@@ -225,8 +232,8 @@ def _open_run(out: Path, settings: dict, overwrite: bool) -> Path:
         if not overwrite:
             changed = [key for key in settings if earlier.get(key) != settings[key]]
             raise FitRefused(
-                f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Repeat its command to resume "
-                "it, give another --out, or --overwrite to start anew."
+                f"{out} holds an unfinished run with other settings ({', '.join(changed)}). Repeat its command to "
+                "resume it, give another --out, or --overwrite to start anew."
             )
         shutil.rmtree(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -287,7 +294,6 @@ def _trainer(
         trainer.add_callback(training.Average(trainer, row.average))
     if row.stop_patience:
         trainer.add_callback(training.StopOnTrainingAccuracy(trainer, row.stop_min_delta, row.stop_patience))
-    trainer.add_callback(training.Complete())
     return trainer
 
 

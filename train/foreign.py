@@ -16,7 +16,8 @@ SIDE = 288  # pixels of a made picture
 # scikit-image's own pictures, of which those to teach and those to measure differ in subject
 _TEACHING = ("astronaut.png brick.png cell.png chessboard_GRAY.png clock_motion.png coffee.png coins.png grass.png "
              "horse.png ihc.png logo.png motorcycle_left.png page.png retina.jpg rocket.jpg").split()  # fmt: skip
-_MEASURING = "camera.png chelsea.png color.png gravel.png hubble_deep_field.jpg microaneurysms.png moon.png text.png".split()
+_MEASURING = ("camera.png chelsea.png color.png gravel.png hubble_deep_field.jpg microaneurysms.png moon.png "
+              "text.png").split()  # fmt: skip
 
 
 @cache
@@ -158,7 +159,7 @@ def kinds_for(modality: str) -> dict[str, Maker]:
 def foreign_pictures(
     reals: list[Image.Image], modality: str, count: int, seed: int, teaching: bool
 ) -> dict[str, Iterator[Image.Image]]:
-    """``count`` pictures of each kind a model of ``modality`` has to refuse, made from ``reals`` where a kind needs one.
+    """``count`` pictures of each kind a model of ``modality`` has to refuse, from ``reals`` where a kind needs one.
 
     Args:
         reals: grey pictures of this modality, the part that teaches or the part that measures.

@@ -46,8 +46,8 @@ def start(
         said = '--variant mobilenet_edgetpu_100 --model-args \'{"pad_type": "same"}\' --mean 0.5 --std 0.5'
     else:
         raise NoStartingPoint(
-            f"{file} holds neither a ResNet50-v2 with a norm in its stem nor a MobileNet-EdgeTPU. A file under stock timm "
-            "names needs no carrying over: give it to fit --init."
+            f"{file} holds neither a ResNet50-v2 with a norm in its stem nor a MobileNet-EdgeTPU. A file under stock "
+            "timm names needs no carrying over: give it to fit --init."
         )
     head = {f"{name}.{kind}" for name in (model.pretrained_cfg["classifier"],) for kind in ("weight", "bias")}
     tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name not in head}
@@ -76,10 +76,10 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
 
     With a stem of slope a, intercept b and a first block's norm of g, h, a channel carries
     ``relu(g * relu(a u + b) + h)``. For g > 0 and h <= 0 that is ``relu(g (a u + b) + h)``: one norm does it. For g < 0
-    and h <= 0 it is zero. For g < 0 and h > 0 it is ``h - relu(-g (a u + b)) + relu(-g (a u + b) - h)``: the channel is
-    written twice with other intercepts, the convolutions that read it take the difference, and the constant h moves into
-    the norms behind them. Pooling commutes with all of it, the slope being carried by the convolution (a max does not
-    commute with a negative slope).
+    and h <= 0 it is zero. For g < 0 and h > 0 it is ``h - relu(-g (a u + b)) + relu(-g (a u + b) - h)``: the channel
+    is written twice with other intercepts, the convolutions that read it take the difference, and the constant
+    h moves into the norms behind them. Pooling commutes with all of it, the slope being carried by the
+    convolution (a max does not commute with a negative slope).
     """
     a, b = affine(state, "stem.norm")
     g, h = affine(state, "stages.0.blocks.0.norm1")

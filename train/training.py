@@ -5,6 +5,7 @@ import ctypes
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -204,8 +205,8 @@ class RecipeTrainer(Trainer):
         if not torch.isfinite(loss):
             paths = [str(self.train_dataset.paths[i]) for i in inputs["index"].tolist()[:3]]
             raise TrainingFailed(
-                f"The loss became {loss.item()} at step {self.state.global_step} (epoch {self.state.epoch:.2f}, batch with "
-                f"{', '.join(paths)} ...). Training stops; the last good checkpoint is kept under "
+                f"The loss became {loss.item()} at step {self.state.global_step} (epoch {self.state.epoch:.2f}, batch "
+                f"with {', '.join(paths)} ...). Training stops; the last good checkpoint is kept under "
                 f"{self.args.output_dir}. Try a smaller --learning-rate."
             )
         if model.training:
@@ -365,12 +366,25 @@ class Average(TrainerCallback):
 
 
 class Complete(TrainerCallback):
-    """Marks a checkpoint as whole, last of all, so that a killed save is never resumed from."""
+    """Marks a checkpoint as whole, last of all, so that a killed save is never resumed from.
+
+    Attributes:
+        seconds: that training has taken so far, over all resumptions.
+    """
+
+    def __init__(self, earlier: Path | None) -> None:
+        self.earlier = json.loads((earlier / COMPLETE).read_text())["seconds"] if earlier else 0.0
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(self.earlier + time.monotonic() - self.started, 1)
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
+            told = {"step": state.global_step, "seconds": self.seconds}
+            (folder / COMPLETE).write_text(json.dumps(told))
 
 
 class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
@@ -405,7 +419,8 @@ class Progress(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None and "eval_auroc" in (logs or {}):
             self.training_bar.write(
                 f"epoch {state.epoch:5.1f}  validation: AUROC {logs['eval_auroc']:.3f}  sensitivity "
-                f"{logs['eval_sensitivity']:.3f}  specificity {logs['eval_specificity']:.3f}  loss {logs['eval_loss']:.3f}"
+                f"{logs['eval_sensitivity']:.3f}  specificity {logs['eval_specificity']:.3f}  "
+                f"loss {logs['eval_loss']:.3f}"
             )
 
 
