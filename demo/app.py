@@ -2,12 +2,14 @@
 
     python demo/app.py [--host 127.0.0.1] [--port 7860] [--mcp]
 
-COVID_XCT_USER and COVID_XCT_PASSWORD, set together, ask visitors for them. Nothing is fetched from anywhere
-else, no picture is kept, and neither file names nor patient tags are logged.
+COVID_XCT_USER and COVID_XCT_PASSWORD, set together, ask visitors for them; COVID_XCT_XRAY and COVID_XCT_CT
+name models other than the embedded ones. The page asks nobody but this server, no picture is kept, and
+neither file names nor patient tags are logged.
 """
 
 import argparse
 import atexit
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,6 +22,9 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio keeps a record of every answer and sums up all of them after each, for a dashboard that is off here
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
 import gradio as gr
 import views
@@ -56,7 +61,8 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
     Args:
         screeners: by modality; one or both of ``xray`` and ``ct``.
     """
-    desk = Desk(screeners, {path.stem: path for path in sorted((HERE / "examples").glob("*.png"))})
+    examples = sorted((HERE / "examples").glob("*.png"), key=lambda path: ("refused" in path.name, path.name))
+    desk = Desk(screeners, {path.stem: path for path in examples})
     translations = gr.I18n(**views.static_texts(desk.examples, minutes=KEPT_MINUTES, limit=MAX_PICTURES))
 
     def say(key: str) -> I18nData:
@@ -115,7 +121,9 @@ def _one_picture(desk: Desk, say: Say) -> None:
 
     endpoint, record = gr.Button(visible=False), gr.JSON(visible=False)
     endpoint.click(desk.screen, [upload, kind, point], record, api_name="screen", **RAW)
-    tinted = gr.Image(visible=False, format="png", type="pil")
+    tinted = gr.Image(
+        visible=False, format="jpeg", type="pil"
+    )  # PNG takes longer to write than the judgement
     endpoint.click(desk.heat_map, [upload, kind], tinted, api_name="heat_map", **RAW)
 
 
@@ -182,6 +190,7 @@ def options(demo: gr.Blocks) -> dict[str, Any]:
         "footer_links": ["api"],
         "max_file_size": MAX_UPLOAD,
         "run_history": False,
+        "state_session_capacity": 300,  # visits remembered; of Gradio's 10,000 each holds about 0.1 MB
         "enable_monitoring": False,
         "share": False,
         "ssr_mode": False,
@@ -204,11 +213,14 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
         "--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)), help="port to listen on"
     )
     parser.add_argument(
-        "--model", action="append", help="hub folder or Hub id, one per modality (default: xray and ct)"
+        "--model",
+        action="append",
+        help="hub folder or ORG/NAME@REVISION, one per modality (default: xray and ct, as embedded)",
     )
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
     chosen = parser.parse_args(arguments)
-    if problem := _port_problem(chosen.host, chosen.port) or _account_problem():
+    problem = _port_problem(chosen.host, chosen.port) or _account_problem()
+    if problem := problem or (_mcp_problem() if chosen.mcp else None):
         raise SystemExit(problem)
     try:
         screeners = open_screeners(chosen.model)
@@ -225,13 +237,31 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
 
 
 def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
-    """Models by modality: those named, or the embedded ones.
+    """Models by modality: those named, those that COVID_XCT_XRAY and COVID_XCT_CT name, or the embedded ones.
+
+    Args:
+        names: hub folders, or Hub ids with or without a revision: ``ORG/NAME@REVISION``.
 
     Raises:
-        FolderRefused: one of them cannot be opened, or there is none.
+        FolderRefused: one of them cannot be opened, there is none, or two read the same kind of picture.
     """
-    opened = [Screener.from_pretrained(name) for name in names or embedded() or MODALITIES]
-    return {screener.modality: screener for screener in opened}
+    opened: dict[str, Screener] = {}
+    for name in names or _pinned():
+        place, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+        screener = Screener.from_pretrained(place, revision or None)
+        if screener.modality in opened:
+            raise FolderRefused(
+                f"{name} reads {screener.modality} pictures, as a model before it. Give one for each."
+            )
+        opened[screener.modality] = screener
+    return opened
+
+
+def _pinned() -> list[str]:
+    """Models that the environment names, and the embedded ones for the other kinds of picture."""
+    named = {kind: os.environ.get(f"COVID_XCT_{kind.upper()}") for kind in MODALITIES}
+    ours = embedded() or (() if any(named.values()) else MODALITIES)
+    return [named[kind] or kind for kind in MODALITIES if named[kind] or kind in ours]
 
 
 def _port_problem(host: str, port: int) -> str | None:
@@ -252,6 +282,12 @@ def _account_problem() -> str | None:
     if bool(os.environ.get(USER)) == bool(os.environ.get(PASSWORD)):
         return None
     return f"Only one of {USER} and {PASSWORD} is set. Set both to ask visitors for them, or neither."
+
+
+def _mcp_problem() -> str | None:
+    if importlib.util.find_spec("mcp"):
+        return None
+    return "--mcp needs one more package: pip install 'gradio[mcp]'. Install it, or start without --mcp."
 
 
 def _private_folder() -> None:

@@ -1,6 +1,7 @@
 """What the buttons and the endpoints do: uploads come in, HTML or records for programs go out."""
 
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -170,7 +171,8 @@ class Desk:
 
         Returns:
             decision ("positive", "negative", "inconclusive" or "refused"), probability (calibrated, 0..1;
-            null when refused), operating_point, threshold, modality, reasons (list of sentences), model.
+            null when refused), operating_point, threshold, modality, reasons (sentences), codes (names of the
+            reasons, which stay when the wording changes), model.
         """
         return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
 
@@ -182,12 +184,15 @@ class Desk:
             kind: "detect", "xray" or "ct".
 
         Returns:
-            PNG picture of the same size; an error with the reason where the picture was refused.
+            JPEG picture of the same size; an error with the reason where the picture was refused.
         """
         judgement = judge(self.screeners, _first(file), kind, "sensitivity")
         if judgement.finding is None or judgement.finding.heat_map is None:
             raise gr.Error(" ".join(views.record(judgement)["reasons"]), print_exception=False)
-        return overlay(judgement.finding.image, judgement.finding.heat_map)
+        tinted = overlay(judgement.finding.image, judgement.finding.heat_map)
+        # Gradio names a result by its content, and would write anew the file that another visitor is fetching
+        tinted.info["comment"] = secrets.token_hex(8)
+        return tinted
 
     def batch(self, files: Uploaded, kind: str, operating_point: str) -> list[dict[str, Any]]:
         """Judge many pictures; a broken one gives a refusal and the rest goes on.

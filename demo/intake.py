@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_model.images import ImageRefused, frame_count
+from hub_model.images import ImageRefused, frame_count, slice_place
 
 MAX_PICTURES = 500
 """In one batch or series; a longer list keeps others waiting too long."""
@@ -51,7 +51,7 @@ class Picture:
         """
         if not self.path.is_file():
             raise ImageRefused(
-                f"{self.name}: the upload has been deleted from the server. Add the file again."
+                f"{self.name}: the upload has been deleted from the server. Add the file again.", "missing"
             )
         if self.member is None:
             return self.path
@@ -60,7 +60,8 @@ class Picture:
                 return archive.read(self.member)
         except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
             raise ImageRefused(
-                f"{self.name}: cannot be unpacked (damaged, or locked with a password). Make the zip again."
+                f"{self.name}: cannot be unpacked (damaged, or locked with a password). Make the zip again.",
+                "locked",
             ) from error
 
 
@@ -78,8 +79,12 @@ def pictures(paths: Iterable[Path]) -> list[Picture]:
 
 
 def slices(paths: Iterable[Path]) -> list[Picture]:
-    """As `pictures`, and a file with several frames gives one picture a frame."""
-    found = [frame for picture in pictures(paths) for frame in _frames(picture)]
+    """As `pictures`, but slices that say where they lie come in that order, from the head down, and a file
+    with several frames gives one picture a frame.
+    """
+    looked = [(picture, *_look(picture)) for picture in pictures(paths)]
+    looked.sort(key=lambda one: (one[2] is None, one[2] or ()))  # the others keep the order of their names
+    found = [frame for picture, count, _ in looked for frame in _frames(picture, count)]
     _limit(len(found))
     return found
 
@@ -107,7 +112,8 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def _in_file(path: Path) -> Iterator[Picture]:
     if path.suffix.lower() != ".zip":
-        yield Picture(path.name, path)
+        if not _hidden(path.name):
+            yield Picture(path.name, path)
         return
     members = _members(path)
     _limit(len(members))
@@ -129,16 +135,21 @@ def _members(path: Path) -> list[str]:
 
 
 def _hidden(member: str) -> bool:
-    """Whether a zip member is a file that systems add: ``__MACOSX/``, ``.DS_Store``, ``Thumbs.db``."""
+    """Whether systems add such a file to a zip or folder: ``__MACOSX/``, ``.DS_Store``, ``DICOMDIR``."""
     parts = Path(member).parts
     return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] in {"Thumbs.db", "DICOMDIR"}
 
 
-def _frames(picture: Picture) -> Iterator[Picture]:
+def _look(picture: Picture) -> tuple[int, tuple | None]:
+    """Number of frames, and the place in its series where the file says it."""
     try:
-        count = frame_count(picture.source())
+        source = picture.source()
+        return frame_count(source), slice_place(source)
     except ImageRefused:
-        count = 1  # screening it will say why
+        return 1, None  # screening it will say why
+
+
+def _frames(picture: Picture, count: int) -> Iterator[Picture]:
     if count == 1:
         yield picture
         return

@@ -2,11 +2,11 @@
 
 import logging
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hub_model import Finding, ImageRefused, Screener, read_image
+from hub_model import Finding, FolderRefused, ImageRefused, Screener, read_image
 
 DETECT = "detect"
 log = logging.getLogger("covid_xct.demo")
@@ -20,11 +20,13 @@ class Judgement:
         finding: None where the server failed or it could not be told which model to ask.
         screener: None where no model took the picture.
         problem: key of the text that says why there is no finding.
+        tied: another model would have taken the picture as well; it lay nearer to this one's.
     """
 
     finding: Finding | None
     screener: Screener | None = None
     problem: str | None = None
+    tied: bool = False
 
     @property
     def decision(self) -> str:
@@ -45,7 +47,8 @@ def judge(
     Args:
         screeners: by modality.
         source: what `read_image` takes, or a function that fetches it.
-        kind: ``xray``, ``ct``, or ``detect``: the model whose guard accepts the picture.
+        kind: ``xray``, ``ct``, or ``detect``: the model whose guard accepts the picture; where both do, the
+            one to whose training images it lies nearer.
         operating_point: name of one; a model that lacks it uses its first.
         frame: which frame of a file with several.
         heat_map: also say where the model looked.
@@ -53,16 +56,14 @@ def judge(
     asked = [screeners[kind]] if kind in screeners else list(screeners.values())
     try:
         given = [_screen(screener, source, operating_point, frame, heat_map) for screener in asked]
+        accepted = [judgement for judgement in given if judgement.decision != "refused"]
+        if len(accepted) > 1:
+            return _nearest(accepted)
     except Exception as error:
         # the message may hold a file name or a tag: say where, not what
         log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
         return Judgement(None, problem="failed")
-    accepted = [judgement for judgement in given if judgement.decision != "refused"]
-    if len(accepted) > 1:
-        return Judgement(None, problem="ambiguous")
-    if accepted:
-        return accepted[0]
-    return given[0] if len(given) == 1 else _refused_by_all(given)
+    return accepted[0] if accepted else _refused(given)
 
 
 def _screen(
@@ -78,17 +79,32 @@ def _screen(
     except ImageRefused as refusal:
         threshold = screener.operating_points[point]["threshold"]
         return Judgement(
-            Finding("refused", None, point, threshold, screener.modality, (str(refusal),)), screener
+            Finding("refused", None, point, threshold, screener.modality, (refusal.reason,)), screener
         )
     return Judgement(screener.screen(image, operating_point=point, heat_map=heat_map), screener)
 
 
-def _refused_by_all(given: list[Judgement]) -> Judgement:
+def _nearest(accepted: Sequence[Judgement]) -> Judgement:
+    """Of models that all take a picture, the one whose guard finds it the least foreign."""
+    image = accepted[0].finding.image
+    try:
+        far = [judgement.screener.foreignness(image) for judgement in accepted]
+    except FolderRefused:  # a model without a guard takes everything
+        return Judgement(None, problem="ambiguous")
+    return replace(accepted[far.index(min(far))], tied=True)
+
+
+def _refused(given: Sequence[Judgement]) -> Judgement:
     """One refusal out of several: the reasons of all, each once, and whatever picture could be read."""
-    findings = [judgement.finding for judgement in given]
+    # that a CT slice is no X-ray is no news where the CT model has another reason to refuse it
+    telling = [one for one in given if _codes(one) != {"other_modality"}] or given
+    if len(telling) == 1:
+        return telling[0]
+    findings = [judgement.finding for judgement in telling]
     reasons = tuple(dict.fromkeys(reason for finding in findings for reason in finding.reasons))
     image = next((finding.image for finding in findings if finding.image is not None), None)
-    first = findings[0]
-    return Judgement(
-        Finding("refused", None, first.operating_point, first.threshold, first.modality, reasons, image=image)
-    )
+    return Judgement(replace(findings[0], reasons=reasons, image=image))
+
+
+def _codes(judgement: Judgement) -> set[str]:
+    return {getattr(reason, "code", "") for reason in judgement.finding.reasons}

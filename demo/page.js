@@ -87,8 +87,12 @@
   };
 
   // On a phone the answer is drawn below the questions: bring it into view when it arrives
+  // and let a screen reader say it
   new MutationObserver((changes) => {
     const answer = document.querySelector("#answer [data-answer]");
+    document.getElementById("answer")?.setAttribute("aria-live", "polite");
+    // Gradio puts a button into the button that adds files, and the outer one, which the keyboard reaches, does nothing
+    for (const inner of document.querySelectorAll(".icon-button .upload-container")) inner.inert = true;
     const arrived = changes.some((change) => change.target.closest?.("#answer"));
     if (answer && arrived && answer.getBoundingClientRect().top > innerHeight * 0.8) answer.scrollIntoView();
   }).observe(document.documentElement, { childList: true, subtree: true });
@@ -100,6 +104,7 @@
       const table = event.target.closest(".bar").parentElement.querySelector("[data-table]");
       save("findings.csv", "text/csv;charset=utf-8", csv([...table.tBodies[0].rows]));
     }
+    if (event.target.type !== "file") closest(event, ".icon-button:has(.upload-container)")?.querySelector("input").click();
     if (closest(event, "[data-copy]")) navigator.clipboard.writeText(event.target.closest(".snippet").querySelector("code").textContent);
     if (closest(event, "[data-theme-switch]")) {
       document.body.classList.toggle("dark");

@@ -22,17 +22,36 @@ from PIL import Image
 
 from hub_model import Finding, Screener, read_image
 from hub_model.heatmap import overlay
-from hub_model.hub_folder import EVALUATION
+from hub_model.hub_folder import EVALUATION, MODALITIES
+from hub_model.images import Reason
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
 THUMB = 96
 TILE = 224  # pixels of the longer side of a suspicious slice
 FIRST = 6  # suspicious slices shown large
+SMALL_HEAT = 0.6  # strength of the heat map in small pictures, where it cannot be faded
 SMALL = 224  # pixels of the shorter side below which detail is missing
 LONG = 2.0  # ratio of the sides from which squeezing into a square matters
 
 PREFIX = "page_"
 """Of the keys given to Gradio, which would translate any value that is the name of a text, "ct" say."""
+OVERALL_MEASURES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "ece": "Calibration error (ECE)",
+}
+POINT_MEASURES = {
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "F1",
+    "mcc": "Matthews correlation",
+}
+"""Measures of an evaluation that the page shows, and their names; recall and precision would repeat."""
 SNIPPETS = {"package.py": "code_package", "client.py": "code_client", "curl.sh": "code_curl"}
 
 ENVIRONMENT = jinja2.Environment(
@@ -113,25 +132,36 @@ def answer(judgement: Judgement, language: str) -> str:
         picture=data_uri(finding.image) if finding.image is not None else None,
         overlay=data_uri(overlay(finding.image, finding.heat_map)) if judged else None,
         legend=legend() if judged else None,
-        notes=notes(finding, screener, language),
-        model=identity(screener, language) if screener else "–",
+        notes=notes(judgement, language),
+        reasons=reasons(judgement, language),
+        model=identity(screener, language) if screener else None,
     )
 
 
-def notes(finding: Finding, screener: Screener | None, language: str) -> list[str]:
+def notes(judgement: Judgement, language: str) -> list[str]:
     """Why the answer is what it is: guard, threshold or abstain band, quality of the picture."""
+    finding, say = judgement.finding, texts.teller(language)
     if finding.probability is None:
         return []
-    say = texts.teller(language)
-    low, high = screener.operating_points[finding.operating_point].get("abstain") or (finding.threshold,) * 2
-    side = {"positive": "above", "negative": "below", "inconclusive": "within"}[finding.decision]
+    kinds = say(finding.modality + "s")
     width, height = finding.image.size
     return [
-        say("familiar", kinds=say(finding.modality + "s")),
-        say(side, threshold=percent(finding.threshold), low=percent(low), high=percent(high)),
+        say("familiar", kinds=kinds),
+        *([say("nearer", kinds=kinds, question=say("kind"))] if judgement.tied else []),
+        beside_threshold(judgement, language),
         *([say("small", width=width, height=height)] if min(width, height) < SMALL else []),
         *([say("long")] if max(width, height) > LONG * min(width, height) else []),
     ]
+
+
+def beside_threshold(judgement: Judgement, language: str) -> str:
+    """Where the probability lies: above or below the threshold, or in the band around it."""
+    finding, point = judgement.finding, judgement.screener.operating_points[judgement.finding.operating_point]
+    low, high = point.get("abstain") or (finding.threshold,) * 2
+    side = {"positive": "above", "negative": "below", "inconclusive": "within"}[finding.decision]
+    return texts.teller(language)(
+        side, threshold=percent(finding.threshold), low=percent(low), high=percent(high)
+    )
 
 
 def identity(screener: Screener, language: str) -> str:
@@ -146,17 +176,21 @@ def identity(screener: Screener, language: str) -> str:
 
 def record(judgement: Judgement) -> dict[str, Any]:
     """A judgement for programs: the endpoints' answer, in English."""
-    finding, screener = judgement.finding, judgement.screener
+    finding, screener, say = judgement.finding, judgement.screener, texts.teller("en")
     if finding is None:
-        reason = texts.teller("en")(judgement.problem, question="kind")
+        reason = Reason(say(judgement.problem, question="kind"), judgement.problem)
         finding = Finding("refused", None, "", math.nan, "", (reason,))
+    found = [*finding.reasons]
+    if judgement.tied:
+        found.append(Reason(say("nearer", kinds=say(finding.modality + "s"), question="kind"), "nearer"))
     return {
         "decision": finding.decision,
         "probability": finding.probability,
         "operating_point": finding.operating_point or None,
         "threshold": finding.threshold if finding.operating_point else None,
         "modality": screener.modality if screener else None,
-        "reasons": list(finding.reasons),
+        "reasons": found,
+        "codes": [code for reason in found if (code := getattr(reason, "code", ""))],
         "model": identity(screener, "en") if screener else None,
     }
 
@@ -189,11 +223,28 @@ class Count:
 
 
 def reasons(judgement: Judgement, language: str) -> Sequence[str]:
-    """Why it was refused or not decided; the package says it in English."""
-    if judgement.finding is not None:
-        return judgement.finding.reasons
+    """Why it was refused or not decided, each reason once."""
+    finding, say = judgement.finding, texts.teller(language)
+    if finding is None:
+        return [say(judgement.problem, question=say("kind"))]
+    if finding.decision == "inconclusive":
+        return [beside_threshold(judgement, language)]
+    unlike = [
+        say(reason.values["modality"] + "s") for reason in finding.reasons if _code(reason) == "foreign"
+    ]
+    return list(dict.fromkeys(said(reason, language, " / ".join(unlike)) for reason in finding.reasons))
+
+
+def said(reason: str, language: str, kinds: str = "") -> str:
+    """A reason of the package in a language; `kinds` are those that a foreign picture is unlike."""
+    if (key := "reason_" + _code(reason)) not in texts.TEXTS[language]:
+        return reason  # a sentence that has no code: better English than nothing
     say = texts.teller(language)
-    return (say(judgement.problem, question=say("kind")),)
+    return say(key, **{**reason.values, "kinds": kinds, "series": say("tab_series")})
+
+
+def _code(reason: str) -> str:
+    return getattr(reason, "code", "")
 
 
 def progress(done: int, total: int, language: str) -> str:
@@ -238,7 +289,9 @@ def thumb(judgement: Judgement, side: int) -> str | None:
         return None
     small = finding.image.copy()
     small.thumbnail((side, side))
-    return data_uri(small if finding.heat_map is None else overlay(small, finding.heat_map), side)
+    if finding.heat_map is not None:
+        small = Image.blend(small.convert("RGB"), overlay(small, finding.heat_map), SMALL_HEAT)
+    return data_uri(small, side)
 
 
 @dataclass(frozen=True)
@@ -279,29 +332,30 @@ def _read(path: Path) -> dict[str, Any] | None:
 def model(screener: Screener, language: str) -> str:
     """The operating points, measured figures, audits and plots of a model."""
     measured = evaluation(screener) or {}
-    parts = {
-        "part_test": measured.get("test"),
-        "part_validation": measured.get("validation"),
-        "model_sources": measured.get("test_by_source"),
-        "model_audits": {key: measured.get(key) for key in ("audits", "guard")},
-    }
+    parts = {"part_test": measured.get("test"), "part_validation": measured.get("validation")}
+    audits = {key: measured.get(key) for key in ("audits", "guard")}
     return render(
         "model.html",
         language,
         identity=identity(screener, language),
         points={name: figures(screener, name, language) for name in screener.operating_points},
         thresholds={name: point["threshold"] for name, point in screener.operating_points.items()},
-        parts={title: rows for title, part in parts.items() if (rows := list(measures(part)))},
+        parts_measured={title: part for title, part in parts.items() if part},
+        rows=POINT_MEASURES,
+        overall=OVERALL_MEASURES,
+        sources=measured.get("test_by_source") or {},
+        audits=list(measures(audits)),
         plots=plots(screener),
     )
 
 
 def measures(part: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every record in a nest of dicts and lists, and where: ("at, sensitivity: specificity", record)."""
+    """Every record in a nest of dicts and lists, and where: ("guard, caught, noise: caught", record)."""
     if isinstance(part, Mapping):
         if "metric" in part and "value" in part:
-            place = ", ".join(name for name in under if name != part["metric"])
-            yield (f"{place}: " if place else "") + str(part["metric"]), part
+            place = under[:-1] if under and under[-1] == part["metric"] else under
+            name = ", ".join(place) + (": " if place else "") + str(part["metric"])
+            yield name.replace("_", " "), part
             return
         for name, inner in part.items():
             yield from measures(inner, (*under, str(name)))
@@ -362,8 +416,17 @@ def _named(language: str, pictures: Mapping[str, str], values: Mapping[str, obje
     }
     found["header"] = header(language)
     found["waiting_message"] = message(table["waiting"], language)
-    found["example_buttons"] = render("examples.html", language, examples=pictures)
-    return {PREFIX + key: text for key, text in found.items()}
+    labels = {name: example_label(name, language) for name in pictures}
+    found["example_buttons"] = render("examples.html", language, examples=pictures, labels=labels)
+    # the last is a word of Gradio's own that it lacks in every language: the name of the button that adds files
+    return {**{PREFIX + key: text for key, text in found.items()}, "common.upload": table["add_files"]}
+
+
+def example_label(name: str, language: str) -> str:
+    """What to call the example ``phantom_ct_1`` or ``drawn_hand_refused``."""
+    say = texts.teller(language)
+    kind = next((kind for kind in MODALITIES if f"_{kind}_" in name), None)
+    return f"{say(kind)} {name.rpartition('_')[2]}" if kind else say("example_refused")
 
 
 def theme() -> gr.themes.Base:
@@ -391,7 +454,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
         checkbox_label_background_fill_selected="*primary_700",
         checkbox_label_background_fill_selected_dark="*primary_700",

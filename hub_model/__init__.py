@@ -11,7 +11,7 @@ and transformers' Auto classes know it.
 from . import covid_cnn as covid_cnn
 from .hub_folder import LABELS, FolderRefused
 from .images import ImageRefused, read_image
-from .screener import Finding, Screener
+from .screener import AutoScreener, Finding, Screener
 
 __version__ = "0.1.0"
-__all__ = ["LABELS", "Finding", "FolderRefused", "ImageRefused", "Screener", "read_image"]
+__all__ = ["LABELS", "AutoScreener", "Finding", "FolderRefused", "ImageRefused", "Screener", "read_image"]

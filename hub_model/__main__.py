@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from . import hub_folder
-from .screener import REFUSED, Screener
+from .screener import REFUSED, AutoScreener, Screener
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 COLUMNS = ("file", "decision", "probability", "operating_point", "threshold", "modality", "reasons")
@@ -22,7 +22,9 @@ COLUMNS = ("file", "decision", "probability", "operating_point", "threshold", "m
 @app.command()
 def score(
     paths: Annotated[list[Path], typer.Argument(help="pictures, or folders of them at any depth")],
-    model: Annotated[str, typer.Option(help="xray or ct (embedded), a hub folder, or a Hub id")],
+    model: Annotated[
+        str, typer.Option(help="xray or ct (embedded), auto (whichever fits), a hub folder, or a Hub id")
+    ] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="CSV file to write; by default rows go to the terminal")
     ] = None,
@@ -34,7 +36,9 @@ def score(
 
     Exit code 1 where every file was refused.
     """
-    screener = Screener.from_pretrained(model, revision)
+    screener = (
+        AutoScreener.from_pretrained() if model == "auto" else Screener.from_pretrained(model, revision)
+    )
     files = list(_files(paths))
     if not files:
         raise NoPictures(

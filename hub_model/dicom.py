@@ -22,7 +22,16 @@ from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
-from .images import MAX_BYTES, ImageRefused, check_size, chosen_frame, decoding, grey_of_colour, to_8_bit
+from .images import (
+    MAX_BYTES,
+    ImageRefused,
+    Reason,
+    check_size,
+    chosen_frame,
+    decoding,
+    grey_of_colour,
+    to_8_bit,
+)
 
 LUNG_WINDOW = (-1350.0, 150.0)  # HU, shown as black and white: level -600, width 1500
 MODALITIES = {"xray": ("CR", "DX", "RG"), "ct": ("CT",)}  # PS3.3 C.7.3.1.1.1
@@ -37,6 +46,7 @@ TAGS = [
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+PLACE_TAGS = ["SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
 PIXEL_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 
 
@@ -66,9 +76,31 @@ def read_header(stream: BinaryIO) -> Header:
         tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
         if not tags.get("Rows") or not tags.get("Columns"):
             what = "it holds no picture but, say, a report, a plan or a directory"
-            raise ImageRefused(f"{what}. Export the film or slice itself.")
+            raise ImageRefused(f"{what}. Export the film or slice itself.", "dicom_without_picture")
         frames = max(1, int(tags.get("NumberOfFrames") or 1))
         return Header(tags, frames, tags.file_meta.get("TransferSyntaxUID"))
+
+
+def read_place(stream: BinaryIO) -> tuple | None:
+    """Sort key of a slice: series by series, from the head down; without a position, by instance number.
+
+    A slice's place is its corner along the normal of its plane (PS3.3 C.7.6.2.1.1), so that oblique stacks
+    are in order too. None where the file says nothing of it.
+
+    Raises:
+        ImageRefused: the file is damaged.
+    """
+    with decoding(), _unlogged():
+        _check_inflated(stream)
+        stream.seek(0)
+        tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=PLACE_TAGS)
+        corner, axes = tags.get("ImagePositionPatient"), tags.get("ImageOrientationPatient")
+        series, number = str(tags.get("SeriesInstanceUID") or ""), tags.get("InstanceNumber")
+        if corner and len(corner) == 3:
+            axes = axes if axes and len(axes) == 6 else (1, 0, 0, 0, 1, 0)
+            normal = np.cross(np.array(axes[:3], float), np.array(axes[3:], float))
+            return series, 0, -float(normal @ np.array(corner, float)), int(number or 0)
+        return None if number is None else (series, 1, 0.0, int(number))
 
 
 def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None = None) -> np.ndarray:
@@ -91,11 +123,14 @@ def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None =
         check_size(int(tags.Columns), int(tags.Rows))
         _take_frame_groups(tags, index)
         encapsulated = header.syntax is not None and header.syntax.is_encapsulated
-    refusal = "the file is damaged, cut short or without pixels. Export it again."
+    refusal = Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
     if encapsulated:
-        refusal = (
-            f"its pixels, compressed as {header.syntax.name}, cannot be decoded. Export it uncompressed "
-            "(Explicit VR Little Endian); if whole, a further decoder may help: pip install python-gdcm."
+        syntax = header.syntax.name
+        refusal = Reason(
+            f"its pixels, compressed as {syntax}, cannot be decoded. Export it uncompressed "
+            "(Explicit VR Little Endian); if whole, a further decoder may help: pip install python-gdcm.",
+            "undecodable",
+            syntax=syntax,
         )
     with decoding(refusal), _unlogged():
         stored = _stored_values(stream, header, index)
@@ -132,18 +167,23 @@ def _check_inflated(stream: BinaryIO) -> None:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflater.decompress(stream.read(), MAX_BYTES)
         if inflater.unconsumed_tail:
-            raise ImageRefused(f"unpacked it exceeds {MAX_BYTES >> 20} MiB. Export the single picture.")
+            limit = MAX_BYTES >> 20
+            what = f"unpacked it exceeds {limit} MiB. Export the single picture."
+            raise ImageRefused(what, "file_too_large", limit=limit)
 
 
 def _check_kind(tags: Dataset, kinds: tuple[str, ...] | None) -> None:
     kind = str(tags.get("Modality") or "")
     if kinds and kind not in (*UNSPECIFIC, *kinds):
         what = f"by its DICOM header it is of modality {kind[:16]}, and this model reads {', '.join(kinds)}"
-        raise ImageRefused(f"{what}. Choose the model for it, or another file.")
+        what = f"{what}. Choose the model for it, or another file."
+        raise ImageRefused(what, "other_modality", kind=kind[:16])
     if "LOCALIZER" in (tags.get("ImageType") or ()):
-        raise ImageRefused("it is the localizer (scout) of a CT series. Choose a slice through the lungs.")
+        what = "it is the localizer (scout) of a CT series. Choose a slice through the lungs."
+        raise ImageRefused(what, "localizer")
     if tags.get("PresentationIntentType") == "FOR PROCESSING":
-        raise ImageRefused("it is raw detector data (FOR PROCESSING). Choose the picture FOR PRESENTATION.")
+        what = "it is raw detector data (FOR PROCESSING). Choose the picture FOR PRESENTATION."
+        raise ImageRefused(what, "raw")
 
 
 def _take_frame_groups(tags: Dataset, index: int) -> None:

@@ -34,8 +34,36 @@ PRINT_MODES = ("CMYK", "LAB", "HSV")
 ACCEPTED = "Accepted is one grey chest picture as PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file."
 
 
+class Reason(str):
+    """An English sentence that says why, and what a page needs to say it in another language.
+
+    Attributes:
+        code: names the reason; it stays when the wording changes.
+        values: what the sentence mentions, by name.
+    """
+
+    code: str
+    values: dict[str, Any]
+
+    def __new__(cls, text: str, code: str = "", **values: Any) -> "Reason":
+        reason = super().__new__(cls, text)
+        reason.code, reason.values = code, values
+        return reason
+
+
 class ImageRefused(ValueError):
-    """A picture that cannot be judged; the message says what came, what to do and what is accepted."""
+    """A picture that cannot be judged; the message says what came, what to do and what is accepted.
+
+    Attributes:
+        reason: the message with its code.
+    """
+
+    def __init__(self, text: str, code: str, **values: Any) -> None:
+        super().__init__(text, code)
+        self.reason = Reason(text, code, **values)
+
+    def __str__(self) -> str:
+        return str(self.reason)
 
 
 def read_image(source: Any, *, frame: int | None = None, modality: str | None = None) -> Image.Image:
@@ -82,6 +110,20 @@ def frame_count(source: Any) -> int:
             return getattr(found, "n_frames", 1)
 
 
+def slice_place(source: Any) -> tuple | None:
+    """Sort key of a DICOM slice among those of its series, from the head down; None for what says no place.
+
+    Raises:
+        ImageRefused: no picture, or damaged.
+    """
+    with _opened(source) as found:
+        if isinstance(found, (np.ndarray, Image.Image)) or not _is_dicom(found):
+            return None
+        from . import dicom
+
+        return dicom.read_place(found)
+
+
 @contextmanager
 def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
     """The array, the picture, or the file as a seekable stream; names the source in every refusal."""
@@ -92,7 +134,8 @@ def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
             yield source
         elif isinstance(source, (str, os.PathLike)):
             if not Path(source).is_file():
-                raise ImageRefused("there is no such file. Check the path; name one file, not a folder.")
+                what = "there is no such file. Check the path; name one file, not a folder."
+                raise ImageRefused(what, "missing")
             with open(source, "rb") as stream:
                 yield _limited(stream)
         elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -102,21 +145,25 @@ def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
             yield _limited(source if seekable else io.BytesIO(source.read(MAX_BYTES + 1)))
         else:
             what = type(source).__name__
-            raise ImageRefused(f"no picture came, but {what}. Give a path, bytes or a file opened as binary.")
+            what = f"no picture came, but {what}. Give a path, bytes or a file opened as binary."
+            raise ImageRefused(what, "no_picture")
     except ImageRefused as refusal:
-        raise ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}") from None
+        code, values = refusal.reason.code, refusal.reason.values
+        raise ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}", code, **values) from None
     except OSError as error:
         what = f"it cannot be opened ({error.strerror or 'read error'}). Check that you may read it."
-        raise ImageRefused(f"{name or 'The picture'}: {what} {ACCEPTED}") from None
+        raise ImageRefused(f"{name or 'The picture'}: {what} {ACCEPTED}", "unreadable") from None
 
 
 def _limited(stream: BinaryIO) -> BinaryIO:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if not size:
-        raise ImageRefused("the file is empty (0 bytes). Copy or export it again.")
+        raise ImageRefused("the file is empty (0 bytes). Copy or export it again.", "empty")
     if size > MAX_BYTES:
-        raise ImageRefused(f"the file is larger than {MAX_BYTES >> 20} MiB. Export the single picture.")
+        limit = MAX_BYTES >> 20
+        what = f"the file is larger than {limit} MiB. Export the single picture."
+        raise ImageRefused(what, "file_too_large", limit=limit)
     return stream
 
 
@@ -127,26 +174,32 @@ def _is_dicom(stream: BinaryIO) -> bool:
     return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
+DAMAGED = Reason("the file is damaged or cut short. Export it again.", "damaged")
+
+
 @contextmanager
-def decoding(refusal: str = "the file is damaged or cut short. Export it again.") -> Iterator[None]:
+def decoding(refusal: Reason = DAMAGED) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into a refusal; their lists of exceptions are open."""
     try:
         yield
     except (ImageRefused, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageRefused(f"the picture has more than {MAX_PIXELS:,} pixels. Reduce its size.") from None
+        what = f"the picture has more than {MAX_PIXELS:,} pixels. Reduce its size."
+        raise ImageRefused(what, "too_many_pixels", limit=MAX_PIXELS // 10**6) from None
     except Exception:
-        raise ImageRefused(refusal) from None
+        raise ImageRefused(refusal, refusal.code, **refusal.values) from None
 
 
 def chosen_frame(frame: int | None, frames: int) -> int:
     """The frame to read, from 0; one must be named where there are several."""
     if frame is None and frames > 1:
         what = f"it holds {frames} frames (a series, pages or an animation), not one picture"
-        raise ImageRefused(f"{what}. Export the one frame to be judged, or name its number (frame=).")
+        what = f"{what}. Export the one frame to be judged, or name its number (frame=)."
+        raise ImageRefused(what, "frames", frames=frames)
     if not 0 <= (frame or 0) < frames:
-        raise ImageRefused(f"it has no frame {frame}: there are {frames}, counted from 0. Choose one.")
+        what = f"it has no frame {frame}: there are {frames}, counted from 0. Choose one."
+        raise ImageRefused(what, "no_frame", frame=frame, frames=frames)
     return frame or 0
 
 
@@ -154,10 +207,12 @@ def check_size(width: int, height: int) -> None:
     """Refuse before anything is decoded: a small file can hold a picture that fills the memory."""
     if min(width, height) < MIN_SIDE:
         what = f"the picture has only {width} x {height} pixels"
-        raise ImageRefused(f"{what}. Export it with {MIN_SIDE} or more a side, not as a thumbnail.")
+        what = f"{what}. Export it with {MIN_SIDE} or more a side, not as a thumbnail."
+        raise ImageRefused(what, "too_small", width=width, height=height, limit=MIN_SIDE)
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         what = f"the picture is too large, {width} x {height} pixels"
-        raise ImageRefused(f"{what}. Reduce it to at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all.")
+        what = f"{what}. Reduce it to at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all."
+        raise ImageRefused(what, "too_large", width=width, height=height, limit=MAX_SIDE)
 
 
 def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
@@ -169,7 +224,8 @@ def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray
     if values.dtype.kind == "f":
         values = values.astype(np.float64)
         if not np.abs(values).max() < 1e30:  # NaN, infinite, or not meant as a grey level
-            raise ImageRefused("some pixels are not finite numbers. Give the background a number such as 0.")
+            what = "some pixels are not finite numbers. Give the background a number such as 0."
+            raise ImageRefused(what, "not_finite")
     elif values.min() >= 0 and values.max() <= 255:
         return values.astype(np.uint8)
     shown = values if inside is None or not inside.any() else values[inside]
@@ -187,7 +243,8 @@ def grey_of_colour(rgb: np.ndarray) -> np.ndarray:
     share = float((chroma > COLOUR_STEP).mean())
     if share > COLOUR_SHARE:
         what = f"it is a picture in colour ({share:.0%} of it)"
-        raise ImageRefused(f"{what}. Export the film or slice itself, in grey and without coloured overlays.")
+        what = f"{what}. Export the film or slice itself, in grey and without coloured overlays."
+        raise ImageRefused(what, "colour", share=round(100 * share))
     return np.asarray(Image.fromarray(rgb).convert("L"))
 
 
@@ -198,7 +255,8 @@ def _picture_of_array(array: np.ndarray) -> Image.Image:
     numbers = array.dtype.kind in "buif" if channels != 4 else array.dtype == np.uint8
     if array.ndim not in (2, 3) or channels not in (0, 3, 4) or not numbers:
         what = f"an array of shape {array.shape} and type {array.dtype} came"
-        raise ImageRefused(f"{what}. Give numbers of shape (height, width) or (height, width, 3).")
+        what = f"{what}. Give numbers of shape (height, width) or (height, width, 3)."
+        raise ImageRefused(what, "no_picture")
     check_size(array.shape[1], array.shape[0])
     return Image.fromarray(np.ascontiguousarray(to_8_bit(array)))
 
@@ -209,7 +267,7 @@ def _open_picture(stream: BinaryIO) -> Image.Image:
             return Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:
             what = "it is no picture, whatever its name says, or its beginning is damaged. Export it again."
-            raise ImageRefused(what) from None
+            raise ImageRefused(what, "no_picture") from None
 
 
 def _grey_of_picture(picture: Image.Image, frame: int | None) -> np.ndarray:
@@ -220,7 +278,8 @@ def _grey_of_picture(picture: Image.Image, frame: int | None) -> np.ndarray:
             picture.seek(index)
     check_size(*picture.size)  # pages of a TIFF differ in size
     if picture.mode in PRINT_MODES:
-        raise ImageRefused(f"it is stored in {picture.mode} colours, as for printing. Save it in grey.")
+        what = f"it is stored in {picture.mode} colours, as for printing. Save it in grey."
+        raise ImageRefused(what, "print_colours", mode=picture.mode)
     # Pillow turns "white is zero" (TIFF tag 262) round for 8 bit only, and drops 8 of 16 bits of RGB
     white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0
     halved = ";16" in str(getattr(picture, "tile", ""))
@@ -236,5 +295,5 @@ def _grey_of_picture(picture: Image.Image, frame: int | None) -> np.ndarray:
             return np.asarray(picture.convert("L"))
         rgb = np.asarray(picture.convert("RGB"))
     if halved and rgb.max() < 64:
-        raise ImageRefused("it is a dark 16-bit picture in RGB. Save it as 16-bit or 8-bit grey.")
+        raise ImageRefused("it is a dark 16-bit picture in RGB. Save it as 16-bit or 8-bit grey.", "dark_rgb")
     return grey_of_colour(rgb)

@@ -1,6 +1,8 @@
 """The door: open a hub folder, screen a picture, read the finding."""
 
+import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from . import heatmap, hub_folder
-from .guard import Guard, is_blank, view
+from .guard import BLANK, Guard, is_blank, view
 from .images import ImageRefused, read_image
 
 POSITIVE, NEGATIVE, INCONCLUSIVE, REFUSED = "positive", "negative", "inconclusive", "refused"
@@ -102,6 +104,20 @@ class Screener:
         """Grey picture (mode "L") -> float tensor (3, H, W), just as in training."""
         return self._folder.transform(image)
 
+    def foreignness(self, image: Image.Image) -> float:
+        """How far a grey picture lies from what the model learnt from; above 1 it is refused.
+
+        Raises:
+            FolderRefused: the model has no input guard, so it cannot tell.
+        """
+        if self._guard is None:
+            raise hub_folder.FolderRefused(
+                f"{self.path} has no input guard, so it takes every picture for one of its own. Evaluate the run: "
+                f"`python -m train evaluate {self.path.name} --data ...`."
+            )
+        with torch.inference_mode():
+            return float(self._guard.excess(view(self.model, self.preprocess(image)[None])[2])[0])
+
     def screen(
         self,
         source: Any,
@@ -115,7 +131,7 @@ class Screener:
             source: what `read_image` takes: a path, bytes, an open binary file, a PIL picture or a numpy array.
             operating_point: a name in `operating_points`; by default the first, which is ``sensitivity`` on an
                 evaluated model.
-            heat_map: also say where the model looked (about doubles the time).
+            heat_map: also say where the model looked.
             frame: which frame of a file that holds several (see `hub_model.images.frame_count`).
 
         Returns:
@@ -134,20 +150,17 @@ class Screener:
         try:
             image = read_image(source, frame=frame, modality=self.modality)
         except ImageRefused as refusal:
-            return finding(REFUSED, reasons=(str(refusal),))
+            return finding(REFUSED, reasons=(refusal.reason,))
         if is_blank(image):
-            reason = (
-                "The picture is blank: it shows no structure to judge. Choose another file or another frame."
-            )
-            return finding(REFUSED, reasons=(reason,), image=image)
+            return finding(REFUSED, reasons=(BLANK,), image=image)
         pixels = self.preprocess(image)[None]
         with torch.inference_mode():
-            logits, _, features = view(self.model, pixels)
+            logits, last, features = view(self.model, pixels)
         if self._guard is not None and (reasons := self._guard.check(features[0])):
             return finding(REFUSED, reasons=tuple(reasons), image=image)
         probability = float(logits.softmax(1)[0, hub_folder.COVID])
         decision, reasons = decide(probability, point)
-        shown = heatmap.heat_map(self.model, pixels) if heat_map else None
+        shown = heatmap.heat_map_of_features(self.model, last) if heat_map else None
         return finding(decision, probability=probability, reasons=reasons, heat_map=shown, image=image)
 
     def _point(self, name: str | None) -> tuple[str, dict[str, Any]]:
@@ -158,6 +171,46 @@ class Screener:
                 f"No operating point {name!r}; this model has {', '.join(self.operating_points)}."
             )
         return name, self.operating_points[name]
+
+
+class AutoScreener:
+    """Several models behind one door: a picture goes to the one whose training pictures it resembles most.
+
+    Args:
+        screeners: opened models, each with an input guard.
+    """
+
+    def __init__(self, screeners: Iterable[Screener]) -> None:
+        self.screeners = tuple(screeners)
+
+    @classmethod
+    def from_pretrained(cls, *names: str | os.PathLike) -> "AutoScreener":
+        """Open models, by default the embedded X-ray and CT ones; raises as `Screener.from_pretrained` does."""
+        return cls(map(Screener.from_pretrained, names or hub_folder.MODALITIES))
+
+    def choose(self, source: Any, frame: int | None = None) -> Screener:
+        """The model to ask about a picture: of those that can read it, the one to which it is least foreign.
+
+        Raises:
+            FolderRefused: a model has no input guard.
+        """
+        foreignness = {}
+        for screener in self.screeners:
+            with contextlib.suppress(ImageRefused):  # as a DICOM file of the other modality is
+                image = read_image(source, frame=frame, modality=screener.modality)
+                foreignness[screener] = screener.foreignness(image)
+        return min(foreignness, key=foreignness.get, default=self.screeners[0])
+
+    def screen(
+        self,
+        source: Any,
+        operating_point: str | None = None,
+        heat_map: bool = False,
+        frame: int | None = None,
+    ) -> Finding:
+        """As `Screener.screen`, by the model that fits the picture: ``Finding.modality`` says which it was."""
+        source = source.read() if hasattr(source, "read") else source
+        return self.choose(source, frame).screen(source, operating_point, heat_map, frame)
 
 
 def decide(probability: float, point: dict[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -1,15 +1,21 @@
 """The web page's endpoints over HTTP, what it refuses, what it keeps to itself, the languages it speaks."""
 
+import ast
+import asyncio
+import base64
 import io
 import json
 import logging
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +27,10 @@ from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
 from PIL import Image
 
-from hub_model import Screener, hub_folder
+from hub_model import FolderRefused, Screener, hub_folder
+from hub_model.images import ImageRefused
 from tests.bad_files import make_bad_files, png, write_dicom
+from tests.hub_standin import running
 from tests.made_run import make_run, pictures
 from tests.served import ROOT, free_port
 
@@ -33,8 +41,6 @@ import intake
 import texts
 import views
 from judge import judge
-
-from hub_model.images import ImageRefused
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ class TestEndpoints:
         assert answer["probability"] == pytest.approx(finding.probability, abs=1e-6)
         assert (answer["operating_point"], answer["threshold"]) == (point, finding.threshold)
         assert answer["modality"] == kind
-        assert answer["reasons"] == list(finding.reasons)
+        assert answer["reasons"] == list(finding.reasons) and answer["codes"] == []
         assert screeners[kind].config["architecture"] in answer["model"]
 
     def test_every_bad_file_is_refused_in_words_and_the_server_stays_up(self, client, chest, tmp_path):
@@ -114,14 +120,27 @@ class TestEndpoints:
             answer = client.predict(handle_file(path), "xray", "sensitivity", api_name="/screen")
             assert (answer["decision"], answer["probability"]) == ("refused", None), path.name
             assert len(answer["reasons"]) == 1 and len(answer["reasons"][0]) > 40, path.name
+            assert len(answer["codes"]) == 1 and "reason_" + answer["codes"][0] in texts.TEXTS["en"], (
+                path.name
+            )
         answer = client.predict(handle_file(chest), "xray", "sensitivity", api_name="/screen")
         assert answer["decision"] != "refused"
 
     def test_heat_map_is_the_picture_in_colour(self, client, chest):
         found = Image.open(client.predict(handle_file(chest), "ct", api_name="/heat_map"))
         grey = Image.open(chest)
-        assert (found.format, found.mode, found.size) == ("PNG", "RGB", grey.size)
+        assert (found.format, found.mode, found.size) == ("JPEG", "RGB", grey.size)
         assert np.ptp(np.asarray(found, int), axis=2).max() > 8  # somewhere it is tinted
+
+    def test_the_same_picture_asked_by_many_at_once_reaches_all(self, url, chest):
+        def fetch(_: int) -> int:
+            client = Client(url, verbose=False)
+            return (
+                Image.open(client.predict(handle_file(chest), "ct", api_name="/heat_map")).convert("L").width
+            )
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(fetch, range(16))) == {Image.open(chest).width}
 
     def test_heat_map_of_nonsense_says_why(self, client, tmp_path):
         (tmp_path / "note.png").write_text("hello")
@@ -262,6 +281,11 @@ class TestStart:
         with pytest.raises(SystemExit, match="Set both"):
             app.prepare(["--port", str(free_port())])
 
+    def test_mcp_without_its_package_is_one_line(self, monkeypatch):
+        monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(SystemExit, match=r"gradio\[mcp\]"):
+            app.prepare(["--port", str(free_port()), "--mcp"])
+
     def test_a_model_that_is_none_is_refused(self, tmp_path):
         with pytest.raises(SystemExit, match="neither an embedded model"):
             app.prepare(["--port", str(free_port()), "--model", str(tmp_path / "nothing")])
@@ -273,6 +297,44 @@ class TestStart:
         _, launch = app.prepare(["--port", str(free_port()), *models])
         assert launch["server_name"] == "127.0.0.1"
         assert (launch["share"], launch["run_history"], launch["auth"]) == (False, False, None)
+
+
+class TestPinned:
+    """COVID_XCT_XRAY, COVID_XCT_CT and --model name models: folders, or Hub ids at a revision."""
+
+    def test_a_variable_replaces_one_embedded_model(self, screeners, monkeypatch):
+        monkeypatch.setenv("COVID_XCT_CT", str(screeners["ct"].path))
+        monkeypatch.setattr(app, "embedded", lambda: ["ct", "xray"])
+        assert app._pinned() == ["xray", str(screeners["ct"].path)]
+        monkeypatch.setattr(app, "embedded", list)  # as in a Space, which brings no weights
+        opened = app.open_screeners()
+        assert {name: one.path for name, one in opened.items()} == {"ct": screeners["ct"].path}
+
+    def test_two_models_of_one_kind_are_refused(self, screeners):
+        with pytest.raises(FolderRefused, match="Give one for each"):
+            app.open_screeners([str(screeners["ct"].path)] * 2)
+
+    def test_a_hub_id_is_opened_at_its_revision(self, screeners, tmp_path):
+        """In a process of its own: this one is told to stay offline."""
+        code = (
+            "import sys; sys.path.insert(0, 'demo'); import app; from huggingface_hub import HfApi\n"
+            f"api = HfApi(); api.create_repo('org/ct'); api.upload_folder(repo_id='org/ct', "
+            f"folder_path={str(screeners['ct'].path)!r})\n"
+            "commit = api.model_info('org/ct').sha; import os; os.environ['COVID_XCT_CT'] = f'org/ct@{commit}'\n"
+            "app.embedded = list\n"
+            "print(commit == app.open_screeners()['ct'].path.name)\n"
+            "try: app.open_screeners(['org/ct@' + '0' * 40])\n"
+            "except app.FolderRefused as refused: print('refused')"
+        )
+        with running(tmp_path / "hub") as hub:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                env={**os.environ, **hub.env},
+                capture_output=True,
+                text=True,
+            )
+        assert done.stdout.split() == ["True", "refused"], done.stderr
 
 
 class TestIntake:
@@ -310,6 +372,61 @@ class TestIntake:
         with pytest.raises(ImageRefused, match=r"x\.png: cannot be unpacked"):
             picture.source()
 
+    @staticmethod
+    def slice(path: Path, **tags: Any) -> Path:
+        return write_dicom(path, np.asarray(next(pictures(1))), Modality="CT", **tags)
+
+    def test_dicom_slices_come_from_the_head_down_whatever_their_names(self, tmp_path):
+        series = {"SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        found = [
+            self.slice(tmp_path / name, ImagePositionPatient=[-200, -180, z], InstanceNumber=number, **series)
+            for name, z, number in (("a", -50.5, 1), ("b", 10, 2), ("c", 120, 3))
+        ]
+        assert [one.name for one in intake.slices(found)] == ["c", "b", "a"]
+
+    def test_tilted_slices_are_ordered_along_their_normal(self, tmp_path):
+        plane = {"SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}  # coronal
+        found = [
+            self.slice(tmp_path / name, ImagePositionPatient=[0, y, 90], **plane)
+            for name, y in (("a", 5.0), ("b", -60.0), ("c", 33.0))
+        ]
+        assert [one.name for one in intake.slices(found)] in (["b", "a", "c"], ["c", "a", "b"])
+
+    def test_without_positions_the_instance_number_orders(self, tmp_path):
+        found = [
+            self.slice(tmp_path / name, SeriesInstanceUID="1.2.3", InstanceNumber=number)
+            for name, number in (("a", 12), ("b", 7), ("c", 100))
+        ]
+        assert [one.name for one in intake.slices(found)] == ["b", "a", "c"]
+
+    def test_two_series_are_not_shuffled_into_one(self, tmp_path):
+        found = [
+            self.slice(tmp_path / f"{uid[-1]}{z}", SeriesInstanceUID=uid, ImagePositionPatient=[0, 0, z])
+            for z in (1, 2)
+            for uid in ("1.2.3", "1.2.4")
+        ]
+        assert [one.name for one in intake.slices(found)] == ["32", "31", "42", "41"]
+
+    def test_order_holds_inside_a_zip_and_a_broken_slice_stays(self, tmp_path):
+        made = {
+            name: self.slice(tmp_path / name, SeriesInstanceUID="1.2", InstanceNumber=number).read_bytes()
+            for name, number in (("a", 2), ("b", 1))
+        }
+        packed = zipped(tmp_path / "s.zip", {**made, "0": b"DICM" * 40, "DICOMDIR": b"x", ".DS_Store": b"x"})
+        assert [one.name for one in intake.slices([packed])] == ["b", "a", "0"]
+
+    def test_files_that_systems_leave_in_a_folder_are_passed_over(self, tmp_path):
+        for name in ("DICOMDIR", ".DS_Store", "Thumbs.db", "a.png"):
+            next(pictures(1)).save(tmp_path / name, "PNG")
+        assert [one.name for one in intake.pictures(sorted(tmp_path.iterdir()))] == ["a.png"]
+
+    def test_five_hundred_pictures_are_taken_and_one_more_is_not(self, tmp_path):
+        paths = [tmp_path / f"{number}.png" for number in range(501)]
+        assert len(intake.pictures(paths[:500])) == 500
+        with pytest.raises(intake.UploadRefused) as refused:
+            intake.pictures(paths)
+        assert refused.value.values["n"] == 501
+
 
 class TestDetect:
     def test_the_model_whose_guard_takes_it_answers(self, screeners, chest):
@@ -317,8 +434,21 @@ class TestDetect:
         judgement = judge(tight, chest, "detect", "sensitivity")
         assert judgement.screener is screeners["ct"] and judgement.finding.modality == "ct"
 
-    def test_both_taking_it_is_said(self, screeners, chest):
-        assert judge(screeners, chest, "detect", "sensitivity").problem == "ambiguous"
+    def test_where_both_take_it_the_nearer_one_answers_and_it_is_said(self, screeners, chest):
+        judgement = judge(screeners, chest, "detect", "sensitivity")
+        far = {name: one.foreignness(judgement.finding.image) for name, one in screeners.items()}
+        assert max(far.values()) <= 1  # both take it
+        assert judgement.screener is screeners[min(far, key=far.get)] and judgement.tied
+        assert views.record(judgement)["codes"] == ["nearer"]
+        assert "lies nearer to the" in views.answer(judgement, "en")
+
+    def test_models_without_a_guard_cannot_tell(self, screeners, chest, tmp_path):
+        unguarded = {}
+        for name, screener in screeners.items():
+            shutil.copytree(screener.path, tmp_path / name)
+            (tmp_path / name / hub_folder.GUARD).unlink()
+            unguarded[name] = Screener.from_pretrained(tmp_path / name)
+        assert judge(unguarded, chest, "detect", "sensitivity").problem == "ambiguous"
 
     def test_a_dicom_that_says_what_it_is_is_believed(self, screeners, tmp_path):
         path = write_dicom(tmp_path / "x.dcm", np.asarray(next(pictures(1))), Modality="DX")
@@ -329,6 +459,19 @@ class TestDetect:
         finding = judge(tight, chest, "detect", "sensitivity").finding
         assert finding.decision == "refused" and finding.probability is None
         assert len(finding.reasons) == 2 and finding.image is not None
+        (said,) = views.reasons(judge(tight, chest, "detect", "sensitivity"), "en")
+        assert "chest X-rays / CT slices" in said  # one sentence for both
+
+    def test_a_ct_slice_refused_by_the_ct_model_does_not_read_that_it_is_no_x_ray(self, screeners, tmp_path):
+        path = write_dicom(tmp_path / "x.dcm", np.asarray(next(pictures(1))), Modality="CT")
+        tight = {name: _refusing(screener) for name, screener in screeners.items()}
+        judgement = judge(tight, path, "detect", "sensitivity")
+        assert [reason.code for reason in judgement.finding.reasons] == ["foreign"]
+        assert judgement.screener is tight["ct"]
+
+    def test_a_dicom_of_another_kind_is_refused_once(self, screeners, tmp_path):
+        path = write_dicom(tmp_path / "x.dcm", np.asarray(next(pictures(1))), Modality="MR")
+        assert len(views.reasons(judge(screeners, path, "detect", "sensitivity"), "es")) == 1
 
 
 def _refusing(screener: Screener) -> Screener:
@@ -372,6 +515,33 @@ class TestLanguages:
         assert '<html\n\tlang="ar" dir="rtl"' in httpx.get(f"{url}/?lang=ar").text
         assert '<html\n\tlang="hi" dir="ltr"' in httpx.get(url, headers={"accept-language": "hi-IN"}).text
 
+    def test_every_reason_the_package_can_give_has_a_sentence(self):
+        """Codes are read from the source, so that a new one without a text is found."""
+        codes = set()
+        for path in [*(ROOT / "hub_model").glob("*.py"), ROOT / "demo" / "intake.py"]:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                if named and node.func.id in ("ImageRefused", "Reason") and len(node.args) > 1:
+                    codes |= {arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+        assert {"foreign", "blank", "colour", "locked"} <= codes and len(codes) > 20
+        assert codes == {
+            key.removeprefix("reason_") for key in texts.TEXTS["en"] if key.startswith("reason_")
+        }
+
+    @pytest.mark.parametrize("language", texts.NAMES)
+    def test_refusals_are_said_in_the_language(self, screeners, tmp_path, language):
+        Image.new("L", (300, 300), 90).save(tmp_path / "blank.png")
+        paths = [tmp_path / "blank.png", *make_bad_files(tmp_path / "bad").values()]
+        for path in paths:
+            judgement = judge(screeners, path, "xray", "sensitivity")
+            assert judgement.decision == "refused"
+            for said in views.reasons(judgement, language):
+                assert said and "{" not in said
+                assert language == "en" or said not in judgement.finding.reasons, path.name
+                if language in ("ar", "hi", "zh-CN"):  # nothing but names of formats in Latin letters
+                    words = set(re.findall(r"[A-Za-z]{4,}", said))
+                    assert words <= {"JPEG", "TIFF", "WebP", "DICOM", "CMYK"}, (path.name, words)
+
     @pytest.mark.parametrize("language", texts.NAMES)
     def test_every_answer_can_be_said(self, screeners, chest, language):
         for kind in ("xray", "detect"):
@@ -379,6 +549,8 @@ class TestLanguages:
             assert "{" not in html.split("<style")[0].replace("--heat", "")
         assert views.figures(screeners["ct"], "balanced", language)
         assert views.model(screeners["ct"], language).count("<tr>") > 20
+        broken = judge(screeners, Path("nowhere"), "xray", "sensitivity")
+        assert texts.TEXTS[language]["reason_missing"] in views.answer(broken, language)
 
 
 class TestFigures:
@@ -428,15 +600,41 @@ class TestSnippets:
         assert done.stdout.startswith("Finding(decision=")
 
 
-def test_the_endpoints_are_tools_when_mcp_is_on(screeners):
-    pytest.importorskip("mcp", reason="needs gradio[mcp]")
-    demo = app.build(screeners)
-    launch(demo, mcp_server=True)
-    try:
-        tools = httpx.get(f"{demo.local_url}gradio_api/mcp/schema").json()
-        assert {tool["name"].split("_", 1)[-1] for tool in tools} >= {"screen", "model"}
-    finally:
-        demo.close()
+class TestTools:
+    """The endpoints as tools for a language model, asked by a real MCP client over loopback."""
+
+    def test_off_by_default(self, url):
+        assert httpx.get(f"{url}/gradio_api/mcp/schema").status_code == 404
+
+    def test_listed_and_called(self, screeners, chest):
+        pytest.importorskip("mcp", reason="needs gradio[mcp]")
+        demo = app.build(screeners)
+        launch(demo, mcp_server=True)
+        picture = "data:image/png;base64," + base64.b64encode(chest.read_bytes()).decode()
+        try:
+            names, answer = asyncio.run(self.ask(f"{demo.local_url}gradio_api/mcp/", picture))
+        finally:
+            demo.close()
+        assert {"screen", "heat_map", "batch", "series", "model"} == {
+            name.removeprefix("_") for name in names
+        }
+        finding = screeners["xray"].screen(chest, operating_point="sensitivity")
+        assert f"'decision': '{finding.decision}'" in answer and f"{finding.probability:.4f}"[:5] in answer
+
+    @staticmethod
+    async def ask(address: str, picture: str) -> tuple[list[str], str]:
+        """Names of the tools, and what /screen answers."""
+        from mcp import ClientSession
+        from mcp.client.streamable_http import streamablehttp_client
+
+        async with streamablehttp_client(address) as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            names = [tool.name for tool in (await session.list_tools()).tools]
+            tool = next(name for name in names if name.endswith("screen"))
+            given = {"file": picture, "kind": "xray", "operating_point": "sensitivity"}
+            answer = await session.call_tool(tool, given)
+            assert not answer.isError
+            return names, answer.content[0].text
 
 
 class TestSpaceFiles:

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import timm
 import torch
 from PIL import Image
 
-from hub_model import Finding, Screener, hub_folder
+from hub_model import AutoScreener, Finding, FolderRefused, Screener, hub_folder
 from hub_model.guard import Guard, is_blank, view
 from hub_model.screener import decide
 from tests.test_hub_folder import ARCHITECTURE, CFG
 
+EXAMPLES = Path(__file__).parents[1] / "demo" / "examples"
 POINTS = {
     "sensitivity": {"threshold": 0.3, "target": "t", "abstain": [0.29, 0.31]},
     "specificity": {"threshold": 0.9, "target": "t"},
@@ -132,8 +134,9 @@ def test_unreadable_blank_and_foreign_pictures_are_refused_with_a_reason(screene
 
 def test_guard_scores_by_hand():
     """Two features; the basis is the first axis: distance |z1| / deviation, residual rms of the rest."""
-    guard = Guard(torch.zeros(2), torch.ones(2), torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), torch.tensor([0.0, 1.0]),
-                  torch.tensor(0.0), {"distance": 1.0, "residual": 4.0, "foreign": 2.0}, "ct")  # fmt: skip
+    guard = Guard(torch.zeros(2), torch.ones(2), torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]),
+                  torch.tensor([0.0, 1.0]), torch.tensor(0.0),
+                  {"distance": 1.0, "residual": 4.0, "foreign": 2.0}, "ct")  # fmt: skip
     scores = guard.scores(torch.tensor([[6.0, 4.0]]))
     assert float(scores["distance"]) == 3.0
     assert float(scores["residual"]) == pytest.approx(4 / 2**0.5)
@@ -182,3 +185,36 @@ def test_score_says_what_is_wrong_in_one_paragraph(guarded, tmp_path):
 def test_info_is_json(guarded):
     shown = json.loads(command("info", guarded).stdout)
     assert shown["modality"] == "xray" and set(shown["operating_points"]) == set(POINTS)
+
+
+@pytest.fixture(scope="module")
+def both() -> AutoScreener:
+    return AutoScreener.from_pretrained()
+
+
+class TestAuto:
+    """A picture goes to the model that knows its kind."""
+
+    @pytest.mark.parametrize("kind", hub_folder.MODALITIES)
+    def test_each_kind_of_picture_finds_its_model(self, both, kind):
+        examples = sorted(EXAMPLES.glob(f"phantom_{kind}_*.png"))
+        assert examples
+        assert {both.screen(example).modality for example in examples} == {kind}
+
+    def test_the_finding_is_the_models_own(self, both):
+        example = next(EXAMPLES.glob("phantom_ct_*.png"))
+        with open(example, "rb") as stream:
+            found = both.screen(stream, "specificity")
+        assert found == both.choose(example).screen(example, "specificity")
+
+    def test_nonsense_is_refused_and_not_guessed(self, both):
+        assert both.screen(b"no picture").decision == "refused"
+        noise = np.random.default_rng(0).integers(0, 256, (200, 200)).astype(np.uint8)
+        assert both.screen(noise).decision == "refused"
+
+    def test_a_model_without_guard_cannot_take_part(self, tmp_path):
+        model = timm.create_model(ARCHITECTURE, num_classes=2)
+        path = hub_folder.save(tmp_path / "run", model, architecture=ARCHITECTURE, model_args={}, pretrained_cfg=CFG,
+                               screening={"modality": "ct", "operating_points": POINTS})  # fmt: skip
+        with pytest.raises(FolderRefused, match="no input guard"):
+            AutoScreener.from_pretrained(path).screen(np.arange(10_000, dtype=np.uint8).reshape(100, 100))

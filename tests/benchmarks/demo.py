@@ -1,16 +1,18 @@
-"""How long an answer takes through HTTP, and whether memory stays flat.
+"""How long an answer of the page takes through HTTP, and whether memory stays flat.
 
-    python tests/benchmarks/demo.py [--model FOLDER]... [--requests 40] [--uploads 1000]
+    python -m tests.benchmarks.demo [--requests 60] [--uploads 1000]
 
-One answer is: upload the picture, ask /heat_map (reading, network, guard, heat map, overlay), fetch the
-tinted picture. Prints Markdown. Say beside the figures what else the machine was doing.
+One answer is: upload a picture of 1024 x 1024 pixels, ask /heat_map (reading, network, guard, heat map,
+overlay), overlay), fetch the tinted picture. Writes docs/measured/demo.json and demo.md, and says there how busy the
+machine was with other work.
+ docs/measured/demo.json and demo.md.
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +22,22 @@ import httpx
 import psutil
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.made_run import make_run, pictures
-from tests.served import Server, served
+from tests.benchmarks import measured
+from tests.served import ROOT, Server, served
 
 CLIENTS = (1, 4, 16)
 SIDE = 1024  # pixels of the uploaded picture
+KINDS = ("xray", "ct", "detect")
+POINTS = 10
+"""Of the memory curve; growth is told from its second half, when every cache has been filled."""
+
+
+def picture(kind: str) -> bytes:
+    """A synthetic film or slice at a size as hospitals export it."""
+    source = Image.open(ROOT / "demo" / "examples" / f"phantom_{'ct' if kind == 'ct' else 'xray'}_1.png")
+    stream = io.BytesIO()
+    source.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def answer(url: str, content: bytes, kind: str) -> float:
@@ -44,25 +55,78 @@ def answer(url: str, content: bytes, kind: str) -> float:
     return time.perf_counter() - before
 
 
-def latency(
-    server: Server, content: bytes, kind: str, clients: int, requests: int
-) -> tuple[float, float, float]:
-    """Median and 95th percentile in milliseconds, and answers per second, for so many clients at once."""
-    before = time.perf_counter()
+def latency(server: Server, kind: str, clients: int, requests: int) -> dict:
+    """Percentiles in milliseconds, and answers a second, for so many clients at once."""
+    content, before = picture(kind), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         took = list(pool.map(lambda _: answer(server.url, content, kind), range(requests)))
     wall = time.perf_counter() - before
-    return statistics.median(took) * 1e3, statistics.quantiles(took, n=20)[-1] * 1e3, requests / wall
+    return {
+        "kind": kind,
+        "clients": clients,
+        "n": requests,
+        "p50_ms": round(statistics.median(took) * 1e3),
+        "p95_ms": round(statistics.quantiles(took, n=20)[-1] * 1e3),
+        "per_second": round(requests / wall, 2),
+    }
 
 
-def memory(server: Server, content: bytes, kind: str, uploads: int) -> list[tuple[int, float]]:
-    """(uploads so far, resident megabytes) at ten points on the way."""
-    process, found = psutil.Process(server.process.pid), []
-    for done in range(1, uploads + 1):
-        answer(server.url, content, kind)
-        if done % max(1, uploads // 10) == 0:
-            found.append((done, process.memory_info().rss / 2**20))
+def memory(server: Server, uploads: int, clients: int = 2) -> list[dict]:
+    """Resident megabytes at POINTS points on the way through so many uploads."""
+    process, content, found = psutil.Process(server.process.pid), picture("xray"), []
+    step = max(1, uploads // POINTS)
+    with ThreadPoolExecutor(clients) as pool:
+        for done in range(step, uploads + 1, step):
+            list(pool.map(lambda _: answer(server.url, content, "xray"), range(step)))
+            found.append({"uploads": done, "mb": round(process.memory_info().rss / 2**20)})
     return found
+
+
+def measure(server: Server, requests: int, uploads: int, load: float) -> dict:
+    """All figures; `load` is that of the machine before the server was started."""
+    first = answer(server.url, picture("xray"), "xray")
+    result = {
+        "environment": measured.environment("gradio", "torch", "timm"),
+        "load_before": round(load, 1),
+        "start_s": round(server.started, 1),
+        "first_answer_s": round(server.started + first, 1),
+    }
+    for kind in KINDS:
+        answer(server.url, picture(kind), kind)  # warm
+    result["latency"] = [latency(server, "xray", clients, requests) for clients in CLIENTS]
+    result["latency"] += [latency(server, kind, 1, requests) for kind in KINDS[1:]]
+    result["memory"] = memory(server, uploads)
+    result["left_behind"] = len(server.uploaded())
+    return result
+
+
+def text(result: dict) -> str:
+    """The figures as Markdown."""
+    words = {"xray": "X-ray", "ct": "CT slice", "detect": "X-ray, kind detected (both models asked)"}
+    rows = [
+        [
+            f"{words[one['kind']]}, {one['clients']} client{'s' if one['clients'] > 1 else ''} at once",
+            f"{one['p50_ms']:,} ms",
+            f"{one['p95_ms']:,} ms",
+            f"{one['per_second']:.1f}",
+        ]
+        for one in result["latency"]
+    ]
+    n, cores = result["latency"][0]["n"], result["environment"]["cores"]
+    curve = result["memory"]
+    half = curve[len(curve) // 2 - 1]
+    busy = f", with other work at a load of {result['load_before']}" if result["load_before"] > 0.5 else ""
+    return "\n\n".join(
+        [
+            f"One answer of the page, heat map included: upload of a picture of {SIDE} × {SIDE} pixels, "
+            f"judgement, tinted picture fetched, through HTTP on {cores} cores without a GPU{busy} (n = {n} each; "
+            "`python -m tests.benchmarks.demo`).",
+            measured.table(["warm answers", "p50", "p95", "answers a second"], rows),
+            f"From the start of the process to the page {result['start_s']} s, to the first answer "
+            f"{result['first_answer_s']} s. Memory after {half['uploads']:,} uploads {half['mb']:,} MB, "
+            f"after {curve[-1]['uploads']:,} uploads {curve[-1]['mb']:,} MB.",
+        ]
+    )
 
 
 def main() -> None:
@@ -70,40 +134,17 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, action="append", help="hub folder (default: the embedded models)"
     )
-    parser.add_argument(
-        "--invented", action="store_true", help="an untrained small network instead of a model"
-    )
-    parser.add_argument("--kind", default="xray", choices=("xray", "ct"))
-    parser.add_argument("--picture", type=Path, help="picture to upload (default: a drawn chest)")
-    parser.add_argument("--requests", type=int, default=40, help="answers for each number of clients")
+    parser.add_argument("--requests", type=int, default=60, help="answers for each row")
     parser.add_argument("--uploads", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=measured.FOLDER)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        picture = chosen.picture or Path(folder) / "chest.png"
-        if not chosen.picture:
-            next(pictures(1)).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(picture)
-        uploads = Path(folder) / "uploads"
-        uploads.mkdir()
-        models = (
-            [make_run(Path(folder) / chosen.kind, chosen.kind)] if chosen.invented else chosen.model or ()
-        )
-        with served(uploads, models=models) as server:
-            report(server, picture.read_bytes(), chosen)
-
-
-def report(server: Server, content: bytes, chosen: argparse.Namespace) -> None:
-    first = answer(server.url, content, chosen.kind)
-    print(f"Load of the machine at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n")
-    print(f"From the start of the process to the address: {server.started:.1f} s;")
-    print(f"to the first answer: {server.started + first:.1f} s.\n")
-    print("| clients at once | p50, ms | p95, ms | answers a second |\n| ---: | ---: | ---: | ---: |")
-    for clients in CLIENTS:
-        median, late, rate = latency(server, content, chosen.kind, clients, chosen.requests)
-        print(f"| {clients} | {median:.0f} | {late:.0f} | {rate:.1f} |", flush=True)
-    print("\n| uploads | resident memory, MB |\n| ---: | ---: |")
-    for done, size in memory(server, content, chosen.kind, chosen.uploads):
-        print(f"| {done} | {size:.0f} |", flush=True)
-    print(f"\nUploads that lie on the server at the end: {len(server.uploaded())}.")
+    load = os.getloadavg()[0]
+    with (
+        tempfile.TemporaryDirectory() as uploads,
+        served(Path(uploads), models=chosen.model or ()) as server,
+    ):
+        result = measure(server, chosen.requests, chosen.uploads, load)
+    measured.write("demo", result, text(result), chosen.out)
 
 
 if __name__ == "__main__":
