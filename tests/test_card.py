@@ -10,7 +10,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 from made_run import make_run
 
+from hub_model.hub_folder import embedded
 from train import card
+
+ROOT = card.TEMPLATE.parent
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,10 @@ def test_the_metadata_is_complete_for_the_hub(finished):
         "image-classification",
         "timm",
     )
-    assert data.datasets and data.metrics and "covid-19" in data.tags and "chest-ct" in data.tags
+    assert data.metrics and "covid-19" in data.tags and "chest-ct" in data.tags
+    assert data.datasets is None and data.base_model is None, "neither is on the Hub, so neither is named"
+    text = (finished / "README.md").read_text()
+    assert "names no data set" in text and "These collections live outside the Hub" in text
     measured = {result.metric_type: result.metric_value for result in data.eval_results}
     assert measured["roc_auc"] == found["auroc"]["value"]
     assert measured["recall"] == found["at"]["sensitivity"]["sensitivity"]["value"]
@@ -90,6 +96,7 @@ def test_the_result_file_is_what_the_hub_reads(finished):
     found = evaluation(finished)["test"]
     assert entries[0].value == found["auroc"]["value"]
     assert str(found["auroc"]["low"]) in entries[0].notes and "n = 120" in entries[0].notes
+    assert "/" not in entries[0].dataset_id and "pictures of phantom, not on the Hub" in entries[0].notes
 
 
 def test_the_prose_holds_no_figure():
@@ -143,15 +150,96 @@ def test_what_was_not_done_is_said(run):
     assert "worst errors are not in this folder" in text and "plots/" not in text
 
 
+def record(value, low, high, **more):
+    return {"metric": "auroc", "value": value, "low": low, "high": high, "n": 120, **more}
+
+
 def test_audits_are_shown_with_their_meaning(run):
-    record = {"metric": "auroc", "value": 0.81, "low": 0.7, "high": 0.9, "n": 120, "resampled": "family"}
+    audits = {
+        "changed": {"borders_only": record(0.81, 0.7, 0.9), "coarse_only": record(0.71, 0.6, 0.8)},
+        "thumbnail": {
+            "all": record(0.86, 0.8, 0.9, advantage=record(0.04, 0.01, 0.07)),
+            "clinic": record(0.6, 0.4, 0.7, advantage=record(-0.02, -0.1, 0.06)) | {"n": 60},
+        },
+        "source": {"COVID": record(0.9, 0.8, 1.0, largest_source=0.4)},
+        "unseen_source": {"clinic": record(0.55, 0.45, 0.65, thumbnail=record(0.52, 0.42, 0.62))},
+        "moon_phase": {"full": record(0.5, 0.4, 0.6)},
+    }
+    edit(run / "evaluation.json", lambda e: e.update(audits=audits))
+    text = card.render(run)["README.md"]
+    assert "| its border alone, the middle blacked out | 0.810 (0.700 to 0.900; n = 120) |" in text
+    assert "Over all of them the network does better than the thumbnail." in text
+    assert "Within clinic **the network has not been shown to do better than a thumbnail**." in text
+    assert "| 0.600 (0.400 to 0.700; n = 60) | -0.020 (-0.100 to 0.060; n = 120) |" in text
+    assert "| COVID | 90.0 % (80.0 % to 100.0 %; n = 120) | 40.0 % |" in text
+    assert "| clinic | 0.550 (0.450 to 0.650; n = 120) | 0.520 (0.420 to 0.620; n = 120) |" in text
+    assert "**moon phase**" in text and "has not been audited" not in text
     edit(
         run / "evaluation.json",
-        lambda e: e.update(audits={"borders_only": {"test": record}, "leave_one_source_out": record}),
+        lambda e: e.update(audits={"changed": audits["changed"], "unseen_source": {}}),
     )
-    text = card.render(run)["README.md"]
-    assert "0.810 (0.700 to 0.900; n = 120)" in text and "the middle of the picture blacked out" in text
-    assert "has not been audited" not in text
+    assert "No collection was left out" in card.render(run)["README.md"]
+
+
+def with_sources(run, **sources):
+    """Deal the test figures out to sources; a value is the AUROC record of one with both labels, or None."""
+    found = evaluation(run)["test"]
+    rows = {
+        name: found | ({"auroc": auroc} if auroc else {"positives": 0, "auroc": record(None, None, None)})
+        for name, auroc in sources.items()
+    }
+    edit(run / "evaluation.json", lambda e: e.update(test_by_source=rows))
+    return card.render(run)["README.md"]
+
+
+def test_a_model_at_chance_within_a_collection_says_so_first(run):
+    text = with_sources(run, mixed=record(0.53, 0.34, 0.73), hospital=None, papers=None)
+    said = text.index(
+        "Within mixed, a collection that holds both labels, this model is not shown to do better"
+    )
+    assert said < text.index("In one look") < text.index("**no better than chance**")
+    assert "telling the collections apart: hospital, papers" in text
+    assert "mixed, where the model is not shown to do better than chance." in text
+
+
+def test_a_model_above_chance_within_a_collection_is_not_run_down(run):
+    text = with_sources(run, mixed=record(0.8, 0.7, 0.9), hospital=None)
+    assert "than chance" not in text and "| AUROC within mixed | 0.800 (0.700 to 0.900; n = 120) |" in text
+    assert "Believe those of a source\nthat holds both: mixed." in text
+    assert "than chance" not in with_sources(run, mixed=record(0.8, 0.7, 0.9))
+
+
+def test_pictures_missing_from_a_published_split_are_counted(run, monkeypatch):
+    described = card.Collection("t", "l", "k", published={"train": 120, "validation": 120, "test": 123})
+    monkeypatch.setitem(card.COLLECTIONS, "phantom", described)
+    edit(run / "evaluation.json", lambda e: e["data"].update(split="official"))
+    assert "120 of the 123 pictures of its test part;" in card.render(run)["README.md"]
+    edit(run / "evaluation.json", lambda e: e["data"].update(split="family"))
+    assert "of the 123 pictures" not in card.render(run)["README.md"]
+
+
+def test_points_at_one_threshold_are_said_to_agree(run):
+    assert "came out at one threshold" not in card.render(run)["README.md"]
+
+    def join(figures):
+        at = figures["test"]["at"]
+        at["balanced"] = at["sensitivity"]
+
+    edit(run / "evaluation.json", join)
+    screening = json.loads((run / "screening.json").read_text())
+    threshold = screening["operating_points"]["sensitivity"]["threshold"]
+    edit(run / "screening.json", lambda s: s["operating_points"]["balanced"].update(threshold=threshold))
+    assert "*sensitivity* and *balanced* came out at one threshold" in card.render(run)["README.md"]
+
+
+def test_the_examples_open_what_the_card_lies_in(run):
+    assert 'Screener.from_pretrained("path/to/this/folder")' in card.render(run)["README.md"]
+    text = card.render(run, repo_id="org/ct")["README.md"]
+    assert 'from_pretrained("org/ct")' in text and "huggingface.co/org/ct/discussions" in text
+    assert "huggingface.co" not in re.sub("huggingface.co/datasets", "", card.render(run)["README.md"])
+    for name, path in embedded().items():
+        text = card.render(path)["README.md"]
+        assert f'Screener.from_pretrained("{name}")' in text and "path/to" in text
 
 
 def test_a_leaking_split_is_said_first(run):
@@ -174,17 +262,10 @@ def test_a_collection_nobody_described(run):
     ("settings", "said", "base"),
     [
         ({"init": "None", "pretrained": "False"}, "random numbers", None),
-        (
-            {"init": "mobilenetv2_100.imagenet_tf.safetensors"},
-            "MobileNetV2 trained on ImageNet",
-            "mobilenetv2_100.imagenet_tf",
-        ),
-        ({"init": "own.safetensors"}, "of whose origin nothing else is recorded", "own"),
-        (
-            {"pretrained": "True", "variant": "resnet18.a1_in1k"},
-            "timm's published weights",
-            "timm/resnet18.a1_in1k",
-        ),
+        ({"init": "mobilenetv2_100.imagenet_tf.safetensors"}, "MobileNetV2 trained on ImageNet", None),
+        ({"init": "resnetv2_50_4.safetensors"}, "4 blocks of the third of a ResNet-50 v2 trained", None),
+        ({"init": "own.safetensors"}, "of whose origin nothing else is recorded", None),
+        ({"pretrained": "True", "variant": "resnet18"}, "timm's published weights", "timm/resnet18.a1_in1k"),
     ],
 )
 def test_where_the_weights_started(run, settings, said, base):
@@ -192,6 +273,7 @@ def test_where_the_weights_started(run, settings, said, base):
     text = card.render(run)["README.md"]
     assert said in text
     assert ModelCard(text).data.base_model == base
+    assert ("names no base model" in text) == (base is None and said != "random numbers")
 
 
 def test_the_data_set_stays_named_when_the_card_is_written_again(run):
@@ -205,9 +287,20 @@ def test_a_figure_that_is_not_defined_is_said_to_be_so():
     assert card.figure({"value": None, "low": None, "high": None, "n": 4}) == "not defined (n = 4)"
 
 
-def test_none_and_all_are_counted_where_resampling_gives_no_interval():
-    assert card.percent({"value": 0.0, "low": 0.0, "high": 0.0, "n": 201}) == "0.0 % (0 of 201)"
-    assert card.percent({"value": 1.0, "low": 1.0, "high": 1.0, "n": 60}) == "100.0 % (60 of 60)"
+def test_none_and_all_have_an_interval_although_resampling_gives_none():
+    """Against scipy's Clopper-Pearson."""
+    from scipy.stats import binomtest
+
+    for hits, n in ((0, 92), (60, 60)):
+        exact = binomtest(hits, n).proportion_ci(method="exact")
+        found = card.bounded({"value": hits / n, "low": hits / n, "high": hits / n, "n": n}, n)
+        assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
+    measured = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60}
+    assert card.bounded(measured, 60) == measured
+    assert (
+        card.percent({"value": 1.0, "low": 0.94, "high": 1.0, "n": 60})
+        == "100.0 % (94.0 % to 100.0 %; n = 60)"
+    )
 
 
 def test_energy_follows_the_cited_method():
@@ -216,7 +309,23 @@ def test_energy_follows_the_cited_method():
 
 
 def test_predictive_values_follow_bayes():
-    at = {"sensitivity": {"value": 0.9}, "specificity": {"value": 0.8}}
+    at = {"sensitivity": {"value": 0.9, "low": 0.8, "high": 1.0}}
+    at["specificity"] = {"value": 0.8, "low": 0.7, "high": 0.9}
     rows = card._predictive({"test": {"at": {"here": at}}}, "here")
     tenth = next(row for row in rows if row["prevalence"] == 0.1)
-    assert tenth["ppv"] == pytest.approx(0.09 / (0.09 + 0.18)) and tenth["npv"] == pytest.approx(0.72 / 0.73)
+    assert tenth["ppv"] == pytest.approx(
+        {"value": 0.09 / (0.09 + 0.18), "low": 0.08 / (0.08 + 0.27), "high": 0.1 / (0.1 + 0.09)}
+    )
+    assert tenth["npv"] == pytest.approx({"value": 0.72 / 0.73, "low": 0.63 / 0.65, "high": 1.0})
+
+
+def test_a_time_is_said_in_its_unit():
+    assert [card.duration(hours) for hours in (3.25, 0.5, 0.01)] == ["3.2 hours", "30 minutes", "36 seconds"]
+
+
+@pytest.mark.parametrize("name", sorted(embedded()))
+def test_the_embedded_models_have_the_card_of_their_figures(name):
+    folder = embedded()[name]
+    for file, text in card.render(folder).items():
+        assert (folder / file).read_text("utf-8") == text, f"python -m train card {folder.relative_to(ROOT)}"
+    assert not (folder / "plots" / "worst_errors.png").exists(), "patients are not passed on"

@@ -1,6 +1,7 @@
 """Publishing, against a Hub in memory and with the clients that people have."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from hub_standin import READER, hub  # noqa: F401
 from made_run import make_run, pictures
 
 from hub_model import FolderRefused, Screener, hub_folder
-from train import __main__, card, publish
+from train import __main__, card, publish, upload
 from train.sources import DataRefused
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -64,40 +65,41 @@ def loaders_tried_once(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(publish, "PAUSE", 0.0)
+    monkeypatch.setattr(upload, "PAUSE", 0.0)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
 CLIENTS = """
 import json, sys
 sys.modules["hub_model"] = None  # as where this package is not installed
-import huggingface_hub, timm, torch, datasets
+import timm, torch, datasets
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-def answers(image):
-    found = {}
-    classify = pipeline("image-classification", model="org/ct", revision="v1")
-    found["pipeline"] = {row["label"]: row["score"] for row in classify(image)}["COVID"]
-    model = AutoModelForImageClassification.from_pretrained("org/ct", revision="v1")
-    inputs = AutoImageProcessor.from_pretrained("org/ct", revision="v1")(image, return_tensors="pt")
-    with torch.inference_mode():
-        found["AutoModel"] = float(model(**inputs).logits.softmax(1)[0, 1])
-        network = timm.create_model("hf-hub:org/ct", pretrained=True).eval()
+image, found = Image.open(sys.argv[1]).convert("RGB"), {}
+classify = pipeline("image-classification", model="org/ct", revision="v1")
+found["pipeline"] = {row["label"]: row["score"] for row in classify(image)}["COVID"]
+model = AutoModelForImageClassification.from_pretrained("org/ct", revision="v1")
+inputs = AutoImageProcessor.from_pretrained("org/ct", revision="v1")(image, return_tensors="pt")
+with torch.inference_mode():
+    found["AutoModel"] = float(model(**inputs).logits.softmax(1)[0, 1])
+    for revision in ("@v1", ""):
+        network = timm.create_model("hf-hub:org/ct" + revision, pretrained=True).eval()
         transform = create_transform(**resolve_model_data_config(network), is_training=False)
-        found["timm"] = float(network(transform(image)[None]).softmax(1)[0, 1])
-    data = datasets.load_dataset("org/data")
-    found["rows"] = {name: len(part) for name, part in data.items()}
-    found["label"] = data["train"].features["label"].names
-    return found
-
-image = Image.open(sys.argv[1]).convert("RGB")
-online = answers(image)
-first = next(iter(datasets.load_dataset("org/data", split="test", streaming=True)))
-online["streamed"] = [first["family"], list(first["image"].size)]
-huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-print(json.dumps({"online": online, "offline": answers(image)}))
+        found["timm" + revision] = float(network(transform(image)[None]).softmax(1)[0, 1])
+data = datasets.load_dataset("org/data")
+found["rows"] = {name: len(part) for name, part in data.items()}
+found["label"] = data["train"].features["label"].names
+if not datasets.config.HF_HUB_OFFLINE:
+    first = next(iter(datasets.load_dataset("org/data", split="test", streaming=True)))
+    found["streamed"] = [first["family"], list(first["image"].size)]
+del sys.modules["hub_model"]
+sys.path.insert(0, sys.argv[2])  # from here on with the package
+from hub_model import Screener
+finding = Screener.from_pretrained("org/ct", revision="v1").screen(sys.argv[1])
+found["Screener"] = [finding.decision, finding.probability]
+print(json.dumps(found))
 """
 
 
@@ -105,7 +107,18 @@ def head(hub, repo_id="org/ct", kind="models", revision="main"):  # noqa: F811
     return hub.repos[kind, repo_id].at(revision)
 
 
+def clients(hub, picture, **variables):  # noqa: F811
+    """What the stock clients say of a picture, in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENTS, picture, card.TEMPLATE.parent], cwd=picture.parent,
+        env={"PATH": "", "OMP_NUM_THREADS": "1", **hub.env, **variables}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_stock_clients_open_what_was_published(every_loader, hub, finished, prepared, tmp_path):  # noqa: F811
+    """Online by a tag, while main has moved on; then offline, in a new process, from the cache alone."""
     publish.publish(finished, "org/ct", private=False, tag="v1")
     publish.publish_data(prepared, "org/data", private=False)
     for kind, name in (("models", "org/ct"), ("datasets", "org/data")):
@@ -118,25 +131,26 @@ def test_stock_clients_open_what_was_published(every_loader, hub, finished, prep
         b"ORG/NAME" not in sent["README.md"].content
         and b'from_pretrained("org/ct")' in sent["README.md"].content
     )
+    later = make_run(tmp_path / "later", seed=1)
+    card.card(later)
+    publish.publish(later, "org/ct", private=False)
 
     image = next(pictures(1, seed=5))
     image.save(tmp_path / "picture.png")
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENTS, tmp_path / "picture.png"],
-        env={"PATH": "", "OMP_NUM_THREADS": "1", **hub.env}, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-
+    online = clients(hub, tmp_path / "picture.png")
     screener = Screener.from_pretrained("org/ct", revision="v1")
     ours = publish._screener(screener.path)(image)
-    for name in ("pipeline", "AutoModel", "timm"):
-        assert abs(found["online"][name] - ours) < 1e-5, name
-        assert found["offline"][name] == found["online"][name]
-    assert found["online"]["rows"] == found["offline"]["rows"]
-    assert sum(found["online"]["rows"].values()) == 18
-    assert found["online"]["label"] == list(hub_folder.LABELS)
-    assert len(found["online"]["streamed"][0]) == 16
+    for name in ("pipeline", "AutoModel", "timm@v1"):
+        assert abs(online[name] - ours) < 1e-5, name
+    assert abs(online["timm"] - publish._screener(later)(image)) < 1e-5 < abs(online["timm"] - ours)
+    finding = screener.screen(image)
+    assert online["Screener"] == [finding.decision, pytest.approx(finding.probability, abs=1e-6)]
+    assert sum(online["rows"].values()) == 18 and online["label"] == list(hub_folder.LABELS)
+    assert len(online.pop("streamed")[0]) == 16
+
+    asked = len(hub.log)
+    assert clients(hub, tmp_path / "picture.png", HF_HUB_OFFLINE="1") == online
+    assert len(hub.log) == asked, "offline, nothing is asked of the Hub"
 
 
 def test_a_screener_opens_it_again_without_the_hub(hub, finished, monkeypatch):  # noqa: F811
@@ -171,7 +185,7 @@ def test_branches_and_tags(hub, finished):  # noqa: F811
     repo = hub.repos["models", "org/ct"]
     assert set(repo.branches) == {"main", "next"}
     assert repo.tags["v1"] == repo.branches["main"]
-    with pytest.raises(publish.PublishRefused, match="tag v1 already"):
+    with pytest.raises(upload.PublishRefused, match="tag v1 already"):
         publish.publish(finished, "org/ct", tag="v1")
 
 
@@ -251,7 +265,7 @@ SPOILT = {
 def test_a_spoilt_run_stays_here(hub, run, what):  # noqa: F811
     spoil, said = SPOILT[what]
     spoil(run)
-    with pytest.raises((publish.PublishRefused, card.CardRefused, FolderRefused), match=said):
+    with pytest.raises((upload.PublishRefused, card.CardRefused, FolderRefused), match=said):
         publish.publish(run, "org/ct")
     assert not hub.repos and not hub.log
 
@@ -260,7 +274,7 @@ def test_a_run_that_a_loader_does_not_open_stays_here(every_loader, hub, run):  
     (run / "onnx").mkdir()
     (run / "onnx" / "model.onnx").write_bytes(b"no graph")
     card.card(run)
-    with pytest.raises(publish.PublishRefused, match="ONNX Runtime does not open"):
+    with pytest.raises(upload.PublishRefused, match="ONNX Runtime does not open"):
         publish.publish(run, "org/ct")
     assert not hub.repos
 
@@ -269,8 +283,23 @@ def test_a_loader_that_answers_otherwise_is_found_out(every_loader, finished, mo
     monkeypatch.setattr(
         publish, "LOADERS", {**publish.LOADERS, "transformers": lambda run: lambda image: 0.5}
     )
-    with pytest.raises(publish.PublishRefused, match=r"transformers opens .* other probabilities"):
+    with pytest.raises(upload.PublishRefused, match=r"transformers opens .* other probabilities"):
         publish.check_loaders(finished)
+
+
+def test_patients_are_not_shown_to_everybody(hub, run, monkeypatch):  # noqa: F811
+    closed = card.Collection("secret films", "not stated", "none")
+    monkeypatch.setitem(card.COLLECTIONS, "phantom", closed)
+    card.card(run)
+    with pytest.raises(upload.PublishRefused, match=r"worst_errors.png shows pictures of phantom"):
+        publish.publish(run, "org/ct", private=False)
+    assert not hub.repos
+    publish.publish(run, "org/hidden", private=True)
+    publish.publish(run, "org/allowed", private=False, cleared=True)
+    (run / publish.PATIENTS).unlink()
+    card.card(run)
+    publish.publish(run, "org/ct", private=False)
+    assert publish.PATIENTS not in head(hub).files and publish.PATIENTS in head(hub, "org/allowed").files
 
 
 @pytest.mark.parametrize(
@@ -287,7 +316,7 @@ def test_who_may_not_write_is_told_so(hub, finished, monkeypatch, token, repo_id
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
-    with pytest.raises(publish.PublishRefused, match=said):
+    with pytest.raises(upload.PublishRefused, match=said):
         publish.publish(finished, repo_id)
     assert not hub.repos
 
@@ -298,11 +327,18 @@ def test_other_content_is_not_overwritten_unless_asked(hub, finished):  # noqa: 
     api = HfApi()
     api.create_repo("org/ct")
     api.upload_file(path_or_fileobj=b"thesis", path_in_repo="thesis.tex", repo_id="org/ct")
-    with pytest.raises(publish.PublishRefused, match=r"other content \(thesis.tex\)"):
-        publish.publish(finished, "org/ct")
+    with pytest.raises(upload.PublishRefused, match=r"other content .*thesis.tex"):
+        publish.publish(finished, "org/ct", private=False)
     assert "config.json" not in head(hub).files
-    publish.publish(finished, "org/ct", replace=True)
+    publish.publish(finished, "org/ct", private=False, replace=True)
     assert "thesis.tex" not in head(hub).files and "config.json" in head(hub).files
+
+
+def test_what_was_to_be_private_does_not_go_to_a_public_place(hub, finished):  # noqa: F811
+    publish.publish(finished, "org/ct", private=False)
+    with pytest.raises(upload.PublishRefused, match="is public, and this was to be private"):
+        publish.publish(finished, "org/ct", tag="v1")
+    assert not hub.repos["models", "org/ct"].tags
 
 
 def test_another_layout_is_not_overwritten(hub, finished):  # noqa: F811
@@ -310,7 +346,7 @@ def test_another_layout_is_not_overwritten(hub, finished):  # noqa: F811
 
     HfApi().create_repo("org/ct")
     HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/ct")
-    with pytest.raises(publish.PublishRefused, match="another layout"):
+    with pytest.raises(upload.PublishRefused, match="another layout"):
         publish.publish(finished, "org/ct")
 
 
@@ -318,7 +354,7 @@ def test_a_model_of_the_other_modality_is_not_overwritten(hub, finished, tmp_pat
     publish.publish(finished, "org/ct")
     other = make_run(tmp_path / "xray", modality="xray")
     card.card(other)
-    with pytest.raises(publish.PublishRefused, match="not about chest-x-ray"):
+    with pytest.raises(upload.PublishRefused, match="not about chest-x-ray"):
         publish.publish(other, "org/ct")
 
 
@@ -328,7 +364,7 @@ def test_a_model_of_the_other_modality_is_not_overwritten(hub, finished, tmp_pat
 @pytest.mark.parametrize("after", [False, True])
 def test_a_lost_connection_is_tried_again_and_makes_one_commit(hub, finished, after, monkeypatch):  # noqa: F811
     hub.break_next("/commit/", times=2 - after, after=after)
-    monkeypatch.setattr(publish, "ATTEMPTS", 3 - 2 * after)  # the answer to the very last try is lost
+    monkeypatch.setattr(upload, "ATTEMPTS", 3 - 2 * after)  # the answer to the very last try is lost
     publish.publish(finished, "org/ct")
     assert len(hub.repos["models", "org/ct"].commits) == 2
     assert "model.safetensors" in head(hub).files
@@ -341,7 +377,7 @@ def test_a_line_that_stays_dead_announces_nothing(hub, finished, capsys):  # noq
     hub.break_next("/commit/", times=99)
     (finished / "collections.json").write_text("{}")
     try:
-        with pytest.raises(publish.PublishFailed, match="No commit was made"):
+        with pytest.raises(upload.PublishFailed, match="No commit was made"):
             publish.publish(finished, "org/ct", tag="v2")
     finally:
         (finished / "collections.json").unlink()
@@ -349,16 +385,36 @@ def test_a_line_that_stays_dead_announces_nothing(hub, finished, capsys):  # noq
     assert "files are at" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("times", [1, 999])
+def test_a_line_lost_while_a_large_file_is_sent(hub, finished, times, capsys):  # noqa: F811
+    """huggingface_hub sends those in threads and wraps their failures."""
+    hub.break_next("/lfs/", times=times, after=times > 1)
+    if times == 1:
+        publish.publish(finished, "org/ct")
+        assert "model.safetensors" in head(hub).files
+        return
+    with pytest.raises(upload.PublishFailed, match="No commit was made"):
+        publish.publish(finished, "org/ct")
+    assert set(head(hub).files) == {".gitattributes"} and "files are at" not in capsys.readouterr().out
+
+
+def test_a_tag_that_fails_is_not_announced(hub, finished, capsys):  # noqa: F811
+    hub.break_next("/tag/", times=999)
+    with pytest.raises(upload.PublishFailed, match=r"but the tag v1 could not be made.*hf repos tag create"):
+        publish.publish(finished, "org/ct", tag="v1")
+    assert "model.safetensors" in head(hub).files and "files are at" not in capsys.readouterr().out
+
+
 def test_no_network_at_all(hub, finished, monkeypatch):  # noqa: F811
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(publish.PublishFailed, match="cannot be reached"):
+    with pytest.raises(upload.PublishFailed, match="cannot be reached"):
         publish.publish(finished, "org/ct")
 
 
 def test_somebody_else_commits_meanwhile(hub, finished, monkeypatch):  # noqa: F811
     publish.publish(finished, "org/ct")
     (finished / "collections.json").write_text("{}")
-    look = publish.Target._make_room
+    look = upload.Target._make_room
 
     def and_somebody_writes(target, api, there):
         look(target, api, there)
@@ -370,9 +426,9 @@ def test_somebody_else_commits_meanwhile(hub, finished, monkeypatch):  # noqa: F
         repo.add("main", "theirs", dict(repo.at("main").files))
         return info
 
-    monkeypatch.setattr(publish.Target, "_make_room", and_somebody_writes)
+    monkeypatch.setattr(upload.Target, "_make_room", and_somebody_writes)
     try:
-        with pytest.raises(publish.PublishRefused, match="somebody else has changed"):
+        with pytest.raises(upload.PublishRefused, match="somebody else has changed"):
             publish.publish(finished, "org/ct")
     finally:
         (finished / "collections.json").unlink()
@@ -393,7 +449,7 @@ def test_a_data_set_card_says_where_pictures_come_from(hub, prepared):  # noqa: 
 def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypatch):  # noqa: F811
     closed = card.Collection("secret films", "not stated", "none")
     monkeypatch.setitem(card.COLLECTIONS, "phantom", closed)
-    with pytest.raises(publish.PublishRefused, match="may not be passed on"):
+    with pytest.raises(upload.PublishRefused, match="may not be passed on"):
         publish.publish_data(prepared, "org/data", private=False)
     assert not hub.repos
     publish.publish_data(prepared, "org/data", private=True)
@@ -401,7 +457,7 @@ def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypa
 
 
 def test_a_folder_nobody_prepared(hub, finished):  # noqa: F811
-    with pytest.raises(publish.PublishRefused, match="prepare"):
+    with pytest.raises(upload.PublishRefused, match="prepare"):
         publish.publish_data(finished, "org/data")
 
 
@@ -415,17 +471,81 @@ def test_a_data_set_with_a_part_missing(hub, prepared, tmp_path):  # noqa: F811
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_says_why_and_exits_1(hub, run, monkeypatch, capsys):  # noqa: F811
-    (run / "evaluation.json").unlink()
-    monkeypatch.setattr(sys, "argv", ["train", "publish", str(run), "--repo-id", "org/ct", "--public"])
+def no_token(hub, run, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+
+
+def other_content(hub, run, monkeypatch):  # noqa: F811
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("org/ct", private=True)
+    HfApi().upload_file(path_or_fileobj=b"thesis", path_in_repo="thesis.tex", repo_id="org/ct")
+
+
+def other_layout(*_):
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("org/vit")
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/vit")
+
+
+AS_TYPED = {
+    "no token": (no_token, "publish RUN --repo-id org/ct", "hf auth login"),
+    "no right": (
+        lambda _, run, patch: patch.setenv("HF_TOKEN", READER),
+        "publish RUN --repo-id org/ct",
+        "may not write",
+    ),
+    "another's name": (lambda *_: None, "publish RUN --repo-id stranger/ct", "may not write"),
+    "no name": (lambda *_: None, "publish RUN --repo-id a/b/c", "no name for a repository"),
+    "other content": (other_content, "publish RUN --repo-id org/ct", "holds other content"),
+    "network lost": (
+        lambda there, *_: there.break_next("/commit/", times=99),
+        "publish RUN --repo-id org/ct --public",
+        "The network failed 4 times",
+    ),
+    "never evaluated": (
+        lambda there, run, _: (run / "evaluation.json").unlink(),
+        "publish RUN --repo-id org/ct",
+        "python -m train evaluate",
+    ),
+    "another layout": (
+        lambda there, run, _: (run / "screening.json").unlink(),
+        "publish RUN --repo-id org/ct",
+        "screening.json",
+    ),
+    "no folder": (lambda *_: None, "publish nowhere --repo-id org/ct", "nowhere"),
+    "not prepared": (lambda *_: None, "publish-data RUN --repo-id org/data", "python -m train prepare"),
+    "no such revision": (
+        lambda there, run, _: publish.publish(run, "org/ct"),
+        "space --repo-id org/page --model org/ct@v9 --dry-run",
+        "v9",
+    ),
+    "a model of another layout": (
+        other_layout,
+        "space --repo-id org/page --model org/vit --dry-run",
+        "no timm-style hub folder",
+    ),
+    "no such model": (lambda *_: None, "space --repo-id org/page --model org/none --dry-run", "org/none"),
+}
+
+
+@pytest.mark.parametrize("what", AS_TYPED)
+def test_the_command_says_why_and_exits_1(hub, run, monkeypatch, capsys, what):  # noqa: F811
+    spoil, typed, said = AS_TYPED[what]
+    spoil(hub, run, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["train", *typed.replace("RUN", str(run)).split()])
     with pytest.raises(SystemExit) as left:
         __main__.main()
     assert left.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("Refused.") and "evaluate" in said and "Traceback" not in said
+    told = capsys.readouterr()
+    assert re.search(rf"^Refused\. .*{re.escape(said)}", told.err, re.MULTILINE)
+    assert "Traceback" not in told.err
+    assert "files are at" not in told.out or what == "no such revision"
 
 
 def test_hashes_are_those_of_git():
     rng = np.random.default_rng(0).bytes(100)
-    assert len(publish._git_hash(rng)) == 40
-    assert publish._git_hash(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    assert len(upload.git_hash(rng)) == 40
+    assert upload.git_hash(b"what is up, doc?") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"

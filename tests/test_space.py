@@ -15,7 +15,7 @@ from made_run import add_onnx, make_run
 from static_page import NEEDED, runtime
 
 from hub_model import FolderRefused
-from train import card, publish, space
+from train import card, publish, space, upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -134,9 +134,40 @@ def test_a_space_of_somebody_else_is_left_alone(published, hub, tmp_path):  # no
     HfApi().upload_file(
         path_or_fileobj=b"x", path_in_repo="weights/cat.bin", repo_id="org/page", repo_type="space"
     )
-    with pytest.raises(publish.PublishRefused, match="other content"):
+    with pytest.raises(upload.PublishRefused, match="other content"):
         space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
     assert len(hub.repos["spaces", "org/page"].commits) == 2
+
+
+@pytest.mark.parametrize("file", ["app.py", "index.html"])
+def test_a_page_that_looks_like_ours_is_not_taken_for_ours(published, hub, tmp_path, file):  # noqa: F811
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo("org/page", repo_type="space", space_sdk="gradio", private=True)
+    HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=file, repo_id="org/page", repo_type="space")
+    with pytest.raises(upload.PublishRefused, match=r"another layout, without start.py or space.json"):
+        space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
+    assert set(hub.repos["spaces", "org/page"].at("main").files) == {".gitattributes", file}
+    space.space("org/page", ["org/ct@v1"], out=tmp_path / "page", replace=True)
+    assert "start.py" in hub.repos["spaces", "org/page"].at("main").files
+
+
+def test_what_somebody_added_to_our_page_is_not_deleted_unasked(published, hub, tmp_path):  # noqa: F811
+    from huggingface_hub import HfApi
+
+    space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
+    HfApi().upload_file(
+        path_or_fileobj=b"x", path_in_repo="notes.txt.bak", repo_id="org/page", repo_type="space"
+    )
+    with pytest.raises(upload.PublishRefused, match=r"other content \(notes.txt.bak\)"):
+        space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
+
+
+def test_a_file_that_names_this_machine_does_not_go_out(published, hub, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(space, "START", f"# {space.ROOT}/demo\n" + space.START)
+    with pytest.raises(upload.PublishRefused, match=r"start.py names a folder of this machine"):
+        space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
+    assert ("spaces", "org/page") not in hub.repos
 
 
 @pytest.mark.parametrize(

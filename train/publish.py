@@ -1,33 +1,22 @@
-"""Put a model or a data set on the Hub: checked, by allowlist, in one commit, and announced only when it lies
-there.
+"""Put a model or a data set on the Hub: what may go out is decided here, how it goes there in `upload`.
 
-What is uploaded is decided here and not by what happens to lie in the folder: no pickle, no optimizer state,
-no file that names a folder of this machine. The Hub's own git makes a commit whole or not at all; after it,
-the file hashes are compared with ours before anything is said to be done.
+Files go by allowlist and not by what happens to lie in the folder: no pickle, no optimizer state, no file
+that names a folder of this machine, no picture of a patient that may not be passed on.
 """
 
-import hashlib
-import re
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from hub_model import hub_folder
 from hub_model.hub_folder import COVID, LABELS
 
 from . import card as cards
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from .upload import Content, PublishRefused, Target, check_traces, collected, show
 
 MODEL_FILES = (
     "config.json",
@@ -47,26 +36,10 @@ MODEL_FILES = (
     "web/onnx/*.onnx",
 )
 DATA_FILES = ("README.md", "split.json", "manifest.parquet", "leak_report.json", "data/*.parquet")
-HUB_OWN = (".gitattributes",)
 SAME = 1e-4
 """Largest difference of probabilities between loaders on one picture."""
-ATTEMPTS, PAUSE = 4, 2.0
-"""Tries of a commit when the network fails, and seconds before the second one; each further pause doubles."""
-LOCAL_PATH = re.compile(
-    rb"(?:/(?:home|root|Users|tmp|mnt|media|srv|opt|work|scratch|private|var/folders)/[\w.-]+/"
-    rb"|[A-Z]:\\{1,2}Users\\|/site-packages/)[\w.\\/-]{0,60}"
-)
-"""Traces of the machine that made a file, as stack traces in an ONNX graph leave them."""
-
-Content = Path | bytes
-
-
-class PublishRefused(ValueError):
-    """Something that must not be uploaded, or must not be uploaded there."""
-
-
-class PublishFailed(ValueError):
-    """The upload did not come through; nothing half-done is on the Hub."""
+PATIENTS = "plots/worst_errors.png"
+"""The one plot that shows pictures of the data."""
 
 
 def publish(
@@ -77,6 +50,7 @@ def publish(
     ] = True,
     revision: Annotated[str, typer.Option(help="branch; made where absent")] = "main",
     tag: Annotated[str | None, typer.Option(help="name for this state, to pin it by")] = None,
+    cleared: Annotated[bool, typer.Option(help="I have the right to pass on the pictures in plots/")] = False,
     replace: Annotated[bool, typer.Option(help="delete what else the repository holds")] = False,
     dry_run: Annotated[bool, typer.Option(help="check and list, upload nothing")] = False,
 ) -> str | None:
@@ -87,25 +61,19 @@ def publish(
 
     Raises:
         FolderRefused, CardRefused: RUN cannot be opened, or its card cannot be written.
-        PublishRefused: the card is out of date, loaders disagree, a file names this machine, or the
-            repository is not ours to write or holds something else.
+        PublishRefused: the card is out of date, loaders disagree, a file names this machine or shows patients
+            to whom it may not, or the repository is not ours to write or holds something else.
         PublishFailed: the network gave up.
     """
-    files = checked(Path(run), repo_id)
+    files = checked(Path(run), repo_id, private or cleared)
     if dry_run:
         return show(files, repo_id)
     modality = hub_folder.read_json(Path(run) / hub_folder.SCREENING)["modality"]
     title = f"covid-xct {modality}: {hub_folder.sha256(Path(run) / hub_folder.WEIGHTS)[:12]}"
     target = Target(
-        repo_id,
-        "model",
-        private=private,
-        revision=revision,
-        tag=tag,
-        owns=MODEL_FILES,
-        replace=replace,
-        subject=cards.SUBJECTS[modality],
-    )
+        repo_id, "model", private=private, revision=revision, tag=tag, owns=MODEL_FILES,
+        marks=(hub_folder.SCREENING,), replace=replace, subject=cards.SUBJECTS[modality],
+    )  # fmt: skip
     return target.upload(files, title)
 
 
@@ -133,15 +101,16 @@ def publish_data(
     if dry_run:
         return show(files, repo_id)
     target = Target(
-        repo_id, "dataset", private=private, revision=revision, tag=tag, owns=DATA_FILES, replace=replace
-    )
+        repo_id, "dataset", private=private, revision=revision, tag=tag, owns=DATA_FILES,
+        marks=("manifest.parquet",), replace=replace,
+    )  # fmt: skip
     return target.upload(files, "covid-xct data set")
 
 
 # --- what may go out ------------------------------------------------------------------------------
 
 
-def checked(run: Path, repo_id: str) -> dict[str, Content]:
+def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
     """The files of a run that go to the Hub, by their path there; the card carries the name of the
     repository.
 
@@ -157,12 +126,25 @@ def checked(run: Path, repo_id: str) -> dict[str, Content]:
                 f"it again with `python -m train card {run}`; prose is changed in {cards.TEMPLATE.name}, "
                 "not in the rendered file."
             )
+    check_pictures(run, may_pass_on)
     check_export(run)
     check_loaders(run)
     files: dict[str, Content] = collected(run, MODEL_FILES)
     files |= {name: text.encode() for name, text in cards.render(run, repo_id).items()}
-    check_traces(files)
+    check_traces(files, run.parent, cards.TEMPLATE.parent)
     return files
+
+
+def check_pictures(run: Path, may_pass_on: bool) -> None:
+    """Refuses to show patients' pictures to everybody where their collections do not allow it."""
+    sources = cards.collections(run, hub_folder.read_json(run / hub_folder.EVALUATION))
+    closed = [name for name, source in sources.items() if not source.may_pass_on]
+    if closed and not may_pass_on and (run / PATIENTS).is_file():
+        raise PublishRefused(
+            f"{run / PATIENTS} shows pictures of {', '.join(closed)}, which may not be passed on. Publish "
+            f"--private, or delete it and say `python -m train card {run}`, or say --cleared if you have the "
+            "right."
+        )
 
 
 def check_export(run: Path) -> None:
@@ -173,32 +155,6 @@ def check_export(run: Path) -> None:
         raise PublishRefused(
             f"{run}: its ONNX files are of other weights. Say `python -m train export {run}` again."
         )
-
-
-def collected(folder: Path, allowed: Iterable[str], links: bool = False) -> dict[str, Content]:
-    """Files of a folder that match a pattern, by path; `links` are taken only from the Hub's own cache."""
-    found = sorted(f for f in folder.rglob("*") if f.is_file() and (links or not f.is_symlink()))
-    names = {f.relative_to(folder).as_posix(): f for f in found}
-    return {name: file for name, file in names.items() if _matches(name, allowed)}
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
-
-
-def check_traces(files: dict[str, Content]) -> None:
-    """Refuses files that name a folder of this machine."""
-    for name, content in files.items():
-        found = LOCAL_PATH.search(_bytes(content))
-        if found and not name.endswith(".parquet"):
-            raise PublishRefused(
-                f"{name} names a folder of this machine ({found[0][:60].decode(errors='replace')} ...). "
-                "Write it again without; nothing was uploaded."
-            )
-
-
-def _bytes(content: Content) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _screener(run: Path) -> Callable[[Image.Image], float]:
@@ -318,7 +274,7 @@ def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Con
         )
     files = collected(folder, DATA_FILES)
     files["README.md"] = _data_card((folder / "README.md").read_text("utf-8"), repo_id, placed, told).encode()
-    check_traces(files)
+    check_traces(files, folder.parent)
     return files
 
 
@@ -358,227 +314,3 @@ def _data_card(readme: str, repo_id: str, placed: list, told: dict) -> str:
         "you split anew.\n\n```python\nimport datasets\n\nparts = "
         f'datasets.load_dataset("{repo_id}")\n```\n'
     )
-
-
-def show(files: dict[str, Content], repo_id: str) -> None:
-    """List what would be uploaded."""
-    table = Table("file", "bytes", title=f"Would be uploaded to {repo_id}")
-    table.columns[1].justify = "right"
-    sizes = {name: len(_bytes(content)) for name, content in files.items()}
-    for name, size in sizes.items():
-        table.add_row(name, f"{size:,}")
-    table.add_row("together", f"{sum(sizes.values()):,}", style="bold")
-    Console(width=110).print(table)
-
-
-# --- how it goes there ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a place on the Hub holds before an upload."""
-
-    exists: bool
-    has_branch: bool
-    files: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Target:
-    """A place on the Hub.
-
-    Attributes:
-        repo_id: ORG/NAME.
-        kind: model, dataset or space.
-        private: of a repository that is made new; an existing one keeps what it is.
-        revision: branch.
-        tag: name for the commit, or None.
-        owns: patterns of files that an earlier upload of ours may have left there.
-        replace: delete everything else as well.
-        sdk: of a Space made new.
-        subject: tag of the card, as chest-ct; a model about something else is not overwritten.
-    """
-
-    repo_id: str
-    kind: str
-    private: bool
-    revision: str
-    tag: str | None
-    owns: tuple[str, ...]
-    replace: bool = False
-    sdk: str | None = None
-    subject: str = ""
-
-    def upload(self, files: dict[str, Content], title: str) -> str:
-        """Make the branch hold exactly these files, by one commit.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            PublishRefused: no token, no right, other content, a tag that exists.
-            PublishFailed: the network gave up, or the Hub holds something else than was sent.
-        """
-        from huggingface_hub import HfApi, get_token
-
-        if get_token() is None:
-            raise PublishRefused(
-                "There is no Hub token on this machine. Log in with `hf auth login`, or set HF_TOKEN to a "
-                "token that may write."
-            )
-        api = HfApi()
-        there = self._call(lambda: self._look(api))
-        gone = self._removable(there, files)
-        if self.tag and there.exists and self.tag in self._call(lambda: self._tags(api)):
-            raise PublishRefused(
-                f"{self.repo_id} has a tag {self.tag} already. Choose another; tags are there to stay."
-            )
-        self._call(lambda: self._make_room(api, there))
-        commit = self._commit(api, files, gone, title)
-        if self.tag:
-            self._call(
-                lambda: api.create_tag(self.repo_id, tag=self.tag, revision=commit, repo_type=self.kind)
-            )
-        folder = "" if self.kind == "model" else f"{self.kind}s/"
-        address = f"{api.endpoint}/{folder}{self.repo_id}/tree/{commit}"
-        Console(highlight=False).print(f"{len(files)} files are at {address}", soft_wrap=True)
-        return address
-
-    def _look(self, api: "HfApi") -> "Found":
-        """What lies there; a branch that is not there yet will start from main."""
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-        try:
-            info = api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind)
-            has_branch = True
-        except RevisionNotFoundError:
-            info = api.repo_info(self.repo_id, repo_type=self.kind)
-            has_branch = False
-        except RepositoryNotFoundError:
-            return Found(False, self.revision == "main")
-        return Found(True, has_branch, tuple(f.rfilename for f in info.siblings), tuple(info.tags or ()))
-
-    def _tags(self, api: "HfApi") -> set[str]:
-        return {found.name for found in api.list_repo_refs(self.repo_id, repo_type=self.kind).tags}
-
-    def _make_room(self, api: "HfApi", there: "Found") -> None:
-        if not there.exists:
-            sdk = {"space_sdk": self.sdk} if self.sdk else {}
-            api.create_repo(self.repo_id, repo_type=self.kind, private=self.private, **sdk)
-        if not there.has_branch:
-            api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind)
-
-    def _removable(self, there: "Found", files: dict[str, Content]) -> list[str]:
-        """Files to delete in the same commit; refuses where somebody else's would have to go."""
-        others = [name for name in there.files if name not in files and name not in HUB_OWN]
-        foreign = sorted(name for name in others if not _matches(name, self.owns))
-        if self.kind == "model" and hub_folder.CONFIG in there.files:
-            if hub_folder.SCREENING not in there.files:
-                foreign.insert(0, f"a model of another layout, without {hub_folder.SCREENING}")
-            elif self.subject not in there.tags:
-                foreign.insert(0, f"a model that is not about {self.subject}")
-        if foreign and not self.replace:
-            raise PublishRefused(
-                f"{self.repo_id} holds other content "
-                f"({', '.join(foreign[:4])}{' ...' if len(foreign) > 4 else ''}). Choose another name, or "
-                "say --replace to delete it."
-            )
-        return others
-
-    def _commit(self, api: "HfApi", files: dict[str, Content], gone: list[str], title: str) -> str:
-        """One commit, tried again when the network fails; whether a lost answer meant success is looked
-        up.
-        """
-        from httpx2 import TransportError
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-        from huggingface_hub.errors import HfHubHTTPError
-
-        head = self._call(
-            lambda: api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind).sha
-        )
-        problem: Exception | None = None
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-            try:
-                if attempt and (arrived := self._arrived(api, files)):
-                    return arrived
-                operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-                operations += [CommitOperationDelete(name) for name in gone]
-                done = api.create_commit(
-                    self.repo_id,
-                    operations,
-                    commit_message=title,
-                    repo_type=self.kind,
-                    revision=self.revision,
-                    parent_commit=head,
-                )
-                if self._arrived(api, files) is None:
-                    raise PublishFailed(
-                        f"The Hub took the commit {done.oid[:12]} but does not hold the files that were "
-                        f"sent. Look at {self.repo_id} before anybody uses it."
-                    )
-                return done.oid
-            except TransportError as error:
-                problem = error
-            except HfHubHTTPError as error:
-                if error.response.status_code < 500:
-                    raise self._refusal(error) from error
-                problem = error
-        seen = f"No commit was made in {self.repo_id}, which is as it was before, or new and empty."
-        try:
-            if arrived := self._arrived(api, files):
-                return arrived
-        except (TransportError, HfHubHTTPError):
-            seen = f"Whether the last try reached {self.repo_id} cannot be seen from here."
-        raise PublishFailed(
-            f"The network failed {ATTEMPTS} times ({type(problem).__name__}). {seen} Run "
-            "the same command again: files that arrived are not sent twice."
-        ) from problem
-
-    def _arrived(self, api: "HfApi", files: dict[str, Content]) -> str | None:
-        """The head of the branch if it holds exactly our files."""
-        info = api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind, files_metadata=True)
-        there = {file.rfilename: file for file in info.siblings if file.rfilename not in HUB_OWN}
-        same = there.keys() == files.keys() and all(
-            file.lfs.sha256 == hashlib.sha256(_bytes(files[name])).hexdigest()
-            if file.lfs
-            else file.blob_id == _git_hash(_bytes(files[name]))
-            for name, file in there.items()
-        )
-        return info.sha if same else None
-
-    def _call(self, action: Callable):
-        """Run a request; its failures become sentences."""
-        from httpx2 import TransportError
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        try:
-            return action()
-        except HFValidationError as error:
-            raise PublishRefused(f"{self.repo_id!r} is no name for a repository: {error}") from error
-        except HfHubHTTPError as error:
-            raise self._refusal(error) from error
-        except (TransportError, ConnectionError) as error:
-            raise PublishFailed(
-                f"The Hub cannot be reached ({type(error).__name__}); nothing was uploaded. Check the "
-                "network and that HF_HUB_OFFLINE is not set, then run the same command again."
-            ) from error
-
-    def _refusal(self, error) -> ValueError:
-        status = error.response.status_code if error.response is not None else 0
-        said = (error.server_message or str(error)).strip().splitlines()[0]
-        what = {
-            401: "the token is not valid. Log in again with `hf auth login`",
-            403: "the token may not write there. Use one with write access, or a name under your own account",
-            409: "there is a repository or tag of this name, perhaps somebody else's. Choose another name",
-            412: "somebody else has changed the repository meanwhile. Look at it, then run the command again",
-        }.get(status, "check the name, the revision and the token")
-        return PublishRefused(
-            f"The Hub refused {self.repo_id} ({status}: {said}): {what}. Nothing was uploaded."
-        )
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()

@@ -11,10 +11,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import requires, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-import torch
+import safetensors.torch
 import typer
 import yaml
 
@@ -22,7 +22,7 @@ from hub_model import heatmap, hub_folder, images
 from hub_model.guard import BLANK_DEVIATION
 
 from . import card
-from .publish import Content, Target, collected, show
+from .upload import Content, Target, check_traces, collected, show
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path(__file__).with_name("static_space")
@@ -43,6 +43,8 @@ PRELOADED = (
     "plots/*.png",
 )
 OUTPUTS = {"logits", "heatmap", "features"}
+MARKS = ("start.py", "space.json")
+"""By which a page of ours is known: of the Gradio kind, of the static kind."""
 
 START = '''"""Starts the page with the models this Space is pinned to.
 
@@ -129,26 +131,22 @@ def space(
         raise SpaceRefused(f"Two models read {modalities[0]} pictures; give one for each modality.")
     out = out or ROOT / "build" / "space" / repo_id.rpartition("/")[2]
     files = write_static(repo_id, models, out, runtime) if static else write_gradio(repo_id, models, out)
+    check_traces(files, out.parent, ROOT)
     if dry_run:
         show(files, repo_id)
         return out
     target = Target(
-        repo_id,
-        "space",
-        private=private,
-        revision="main",
-        tag=None,
-        owns=_ours(files),
-        replace=replace,
-        sdk="static" if static else "gradio",
-    )
+        repo_id, "space", private=private, revision="main", tag=None, owns=_ours(files), marks=MARKS,
+        replace=replace, sdk="static" if static else "gradio",
+    )  # fmt: skip
     target.upload(files, "covid-xct page for " + ", ".join(map(str, models)))
     return out
 
 
 def _ours(files: dict[str, Content]) -> tuple[str, ...]:
     """What an earlier upload may have left: files of the same folders and kinds as ours."""
-    return tuple({f"{Path(name).parent / '*'}{Path(name).suffix}".removeprefix("./") for name in files})
+    paths = [PurePosixPath(name) for name in files]
+    return tuple({str(path.parent / f"*{path.suffix}") if path.suffix else str(path) for path in paths})
 
 
 def pin(name: str, local: bool = False) -> Pinned:
@@ -256,7 +254,7 @@ def write_static(
     files: dict[str, Content] = {
         name: PAGE / name for name in ("index.html", "style.css", "app.js", "judge.js", "worker.js")
     }
-    files |= _runtime(runtime)
+    files |= {"LICENSE": ROOT / "LICENSE", **_runtime(runtime)}
     for model in models:
         files |= {f"models/{model.modality}/{name}": file for name, file in _browser_files(model).items()}
     own = json.loads((PAGE / "texts.json").read_text("utf-8"))
@@ -308,9 +306,13 @@ def _runtime(package: Path) -> dict[str, Content]:
         raise SpaceRefused(
             f"{'onnxruntime-web ' + found if found else 'No onnxruntime-web'} is in {package}; the page is "
             f"tested with {wanted}. Say `npm install --no-save --prefix . onnxruntime-web@{wanted}` in the "
-            "checkout, or give its folder by --runtime."
+            "checkout; without a network, copy node_modules/onnxruntime-web from a machine that has one, and "
+            "give its folder by --runtime."
         )
-    return {f"runtime/{name}": package / "dist" / name for name in RUNTIME_FILES}
+    return {
+        **{f"runtime/{name}": package / "dist" / name for name in RUNTIME_FILES},
+        "runtime/LICENSE": PAGE / "LICENSE.onnxruntime",
+    }
 
 
 def _browser_files(model: Pinned) -> dict[str, Content]:
@@ -333,10 +335,9 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
             f"{model}: the page cannot use it for want of {what}. Export it with `python -m train export`."
         )
     guard = hub_folder.load(model.folder).guard
-    if guard is None or any(tensor.dtype != torch.float32 for tensor in guard.values()):
-        raise SpaceRefused(
-            f"{model}: it has no guard in float32, so the page could not refuse. Evaluate the run first."
-        )
+    if guard is None:
+        raise SpaceRefused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
+    guard = {name: tensor.float().contiguous() for name, tensor in guard.items()}  # JavaScript has no halves
     at = hub_folder.read_json(model.folder / hub_folder.EVALUATION)["test"]["at"]
     tested = {name: {key: found[key] for key in ("sensitivity", "specificity")} for name, found in at.items()}
     # whatever is not needed to judge stays away from the page: provenance is in the card
@@ -347,7 +348,7 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
     return {
         "config.json": model.folder / hub_folder.CONFIG,
         "screening.json": json.dumps({**kept, "tested": tested}).encode(),
-        "guard.safetensors": model.folder / hub_folder.GUARD,
+        "guard.safetensors": safetensors.torch.save(guard),
         "model.onnx": graph,
     }
 
@@ -394,4 +395,4 @@ def _write(out: Path, files: dict[str, Content]) -> dict[str, Content]:
 
 
 def _is_page(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("space.json", "start.py"))
+    return any((folder / name).is_file() for name in MARKS)

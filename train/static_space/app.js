@@ -86,16 +86,13 @@ async function show() {
   delete $("answer").dataset.decision;
   let picture = null, found;
   try {
-    if (!canvasIsTrue()) {
-      throw new Refused("This browser changes the pixels that pages read, to hide who is visiting. Allow this page to read " +
-        "the canvas, or use another browser; on changed pixels an answer would be worthless.");
-    }
+    if (!canvasIsTrue()) throw new Refused("canvas_changed");
     const opened = await model(kind);
     picture = await readImage(file, space.limits);
     found = await opened.judge(picture, space.limits);
   } catch (problem) {
     if (!(problem instanceof Refused)) console.error(problem);
-    found = { refused: problem instanceof Refused ? problem.message : say("failed_here") };
+    found = { refused: problem instanceof Refused ? problem : new Refused("failed_here") };
   }
   if (mine !== turn) return; // a later choice has its own answer
   speak();
@@ -110,17 +107,25 @@ function article(decision, found, point, picture, kind) {
   const title = element("h2", [element("span", "", { class: "sign", "aria-hidden": "true" }), say(decision)]);
   const verdict = element("div", [title, element("p", say(`${decision}_next`))], { class: "verdict" });
   const made = element("article", verdict, { class: decision });
-  if (found.refused) verdict.append(element("p", found.refused));
-  else {
-    const shown = percent(found.probability);
-    verdict.append(element("p", `${say("probability")}: ${shown} %`, { class: "probability" }),
-      element("meter", "", { min: 0, max: 1, value: found.probability, "aria-label": `${say("probability")} ${shown} %` }),
-      element("p", figures(point, kind)));
+  if (found.refused) {
+    verdict.append(element("p", say(found.refused.message, { kinds: say(`${kind}s`), ...found.refused.values })));
+  } else {
+    verdict.append(element("p", `${say("probability")}: ${percent(found.probability)} %`, { class: "probability" }),
+      bar(found.probability, point.threshold), element("p", figures(point, kind)));
   }
   if (picture) made.append(view(picture, found.heat));
   if (!found.refused) made.append(why(decision, point, kind));
   const limits = ["warning", ...(found.refused ? [] : ["probability_note"]), "limit_sources", "limit_disease", "limit_trial"];
   made.append(element("section", [element("h3", say("limits")), element("ul", limits.map((key) => element("li", say(key))))]));
+  return made;
+}
+
+/** The probability as a bar, with a mark at the threshold. */
+function bar(probability, threshold) {
+  const label = `${say("probability")} ${percent(probability)} %`;
+  const made = element("div", [element("meter", "", { min: 0, max: 1, value: probability, "aria-label": label }),
+    element("span", "", { class: "tick", "aria-hidden": "true" })], { class: "bar" });
+  made.lastChild.style.insetInlineStart = `${100 * threshold}%`;
   return made;
 }
 

@@ -1,7 +1,13 @@
 // From a file to an answer, as the Python package does it: the same refusals, grey levels, resize, guard and decision.
 // No DOM beyond decoding; every constant comes from space.json and from the model's own files.
 
-export class Refused extends Error {}
+/** Why a picture is not judged: the key of a text, and what to put into it. */
+export class Refused extends Error {
+  constructor(key, values = {}) {
+    super(key);
+    this.values = values;
+  }
+}
 
 // --- reading -------------------------------------------------------------------------------------
 
@@ -9,27 +15,18 @@ const ascii = (bytes, start, length) => String.fromCharCode(...bytes.subarray(st
 
 /** Refuse what a browser would show wrongly or not at all, by what the file is, never by its name. */
 export function checkFile(bytes) {
-  if (!bytes.length) throw new Refused("The file is empty. Copy or export it again.");
+  if (!bytes.length) throw new Refused("reason_empty");
   if (ascii(bytes, 128, 4) === "DICM" || (bytes[0] === 2 && bytes[1] === 0) || (bytes[0] === 8 && bytes[1] === 0)) {
-    throw new Refused("This is a DICOM file. This page does not read DICOM: use the Python package or the Gradio page, " +
-      "which apply rescaling and window, or export the picture as 8-bit PNG.");
+    throw new Refused("no_dicom");
   }
   const png = ascii(bytes, 1, 3) === "PNG", jpeg = bytes[0] === 0xff && bytes[1] === 0xd8;
   const webp = ascii(bytes, 0, 4) === "RIFF" && ascii(bytes, 8, 4) === "WEBP", bmp = ascii(bytes, 0, 2) === "BM";
-  if (!(png || jpeg || webp || bmp)) {
-    throw new Refused("This is no PNG, JPEG, WebP or BMP picture, whatever its name says. TIFF, GIF and DICOM are read by " +
-      "the Python package; here, export the picture as 8-bit PNG.");
-  }
-  if (png && bytes[24] === 16) {
-    throw new Refused("This PNG has 16 bits a pixel, of which a browser drops half. Use the Python package, or export the " +
-      "picture with 8 bits.");
-  }
+  if (!(png || jpeg || webp || bmp)) throw new Refused("no_format");
+  if (png && bytes[24] === 16) throw new Refused("too_deep");
   if ((png && chunks(bytes).includes("acTL")) || (webp && ascii(bytes, 12, 4) === "VP8X" && bytes[20] & 2)) {
-    throw new Refused("This picture is animated. Export the one frame to be judged.");
+    throw new Refused("animated");
   }
-  if (jpeg && components(bytes) === 4) {
-    throw new Refused("This JPEG is stored in CMYK colours, as for printing. Save it in grey.");
-  }
+  if (jpeg && components(bytes) === 4) throw new Refused("reason_print_colours", { mode: "CMYK" });
 }
 
 function chunks(bytes) {
@@ -53,21 +50,25 @@ function components(bytes) {
 
 /** A file as one 8-bit grey picture {data, width, height}; `read_image` of the Python package for what browsers decode. */
 export async function readImage(blob, limits) {
-  if (blob.size > limits.max_bytes) throw new Refused("The file is too large. Export the single picture.");
+  if (blob.size > limits.max_bytes) {
+    throw new Refused("reason_file_too_large", { limit: limits.max_bytes / 2 ** 20 });
+  }
   checkFile(new Uint8Array(await blob.arrayBuffer()));
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    throw new Refused("The file is damaged or cut short. Export it again.");
+    throw new Refused("reason_damaged");
   }
   const { width, height } = bitmap;
   if (Math.min(width, height) < limits.min_side) {
-    throw new Refused(`The picture has only ${width} x ${height} pixels. Export it with at least ${limits.min_side} on the ` +
-      "shorter side, not as a thumbnail.");
+    throw new Refused("reason_too_small", { width, height, limit: limits.min_side });
   }
-  if (Math.max(width, height) > limits.max_side || width * height > limits.max_pixels) {
-    throw new Refused(`The picture is too large, ${width} x ${height} pixels. Reduce it.`);
+  if (Math.max(width, height) > limits.max_side) {
+    throw new Refused("reason_too_large", { width, height, limit: limits.max_side });
+  }
+  if (width * height > limits.max_pixels) {
+    throw new Refused("reason_too_many_pixels", { limit: limits.max_pixels / 1e6 });
   }
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -86,10 +87,7 @@ export function grey(rgba, limits) {
     if (Math.max(r, g, b) - Math.min(r, g, b) > limits.colour_step) coloured++;
     out[j] = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16;
   }
-  if (coloured / out.length > limits.colour_share) {
-    throw new Refused(`This is a picture in colour (${Math.round((100 * coloured) / out.length)} % of it). Export the film or ` +
-      "slice itself, in grey and without coloured overlays or maps.");
-  }
+  if (coloured / out.length > limits.colour_share) throw new Refused("reason_colour");
   return out;
 }
 
@@ -248,20 +246,14 @@ export class Model {
     return model;
   }
 
-  /** Judge a grey picture: {refused} or {probability, heat: {data, width, height}}. */
+  /** Judge a grey picture: {refused, excess} or {probability, excess, heat: {data, width, height}}. */
   async judge(picture, limits) {
-    if (isBlank(picture, limits)) {
-      return { refused: "The picture is blank: it shows no structure to judge. Choose another file." };
-    }
+    if (isBlank(picture, limits)) return { refused: new Refused("reason_blank") };
     const shape = [1, ...this.config.pretrained_cfg.input_size];
     const input = new this.ort.Tensor("float32", pixels(picture, this.config), shape);
     const { logits, heatmap, features } = await this.session.run({ [this.session.inputNames[0]]: input });
     const far = this.guard ? excess(features.data, this.guard, this.screening.guard.limits) : 0;
-    if (far > 1) {
-      return { refused: `This picture does not look like the pictures that the model learnt from (${far.toFixed(1)} times the ` +
-        "accepted distance). Give the original picture, upright, without annotations or other views; a photograph of a screen, " +
-        "a screenshot, a drawing or another body part cannot be judged.", excess: far };
-    }
+    if (far > 1) return { refused: new Refused("reason_foreign"), excess: far };
     const probability = 1 / (1 + Math.exp(logits.data[0] - logits.data[1]));
     const [height, width] = heatmap.dims.slice(-2);
     return { probability, excess: far, heat: { data: heatmap.data, width, height } };
