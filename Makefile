@@ -2,6 +2,7 @@
 # make test   the whole test suite, browser included
 # make train  the whole way on phantoms, or on DATA=folder (MODALITY=ct, VARIANT=mobilenetv2_100)
 # make check  lint and format check
+# make node   transformers.js and ONNX Runtime Web (0.5 GB), for the tests that otherwise skip for want of them
 # Each makes its own environment in .venv on first use and reuses it afterwards.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ DATA ?=
 RUN ?= runs/$(MODALITY)-$(VARIANT)
 BIN := $(VENV)/bin
 
-.PHONY: demo test train check browser clean
+.PHONY: demo test train check browser node clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -33,6 +34,11 @@ check: $(VENV)/.full
 
 browser:
 	@sh .ci/browser $(BIN)/python
+
+node:
+	npm install --prefix tests/node --ignore-scripts --no-audit --no-fund --no-package-lock
+	npm install --no-save --no-audit --no-fund --ignore-scripts --no-package-lock --prefix . \
+	  onnxruntime-web@$$(sed -n 's/.*"onnxruntime-web": "\(.*\)".*/\1/p' train/static_space/package.json)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -120,7 +120,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
         at = f" at revision {revision!r}" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FolderRefused(
-            f"The Hub did not give {repo_id}{at}: {reason} Check the id and the revision, and that your token may read it."
+            f"The Hub did not give {repo_id}{at}: {reason} Check the id and the revision, and that your token may "
+            "read it."
         ) from error
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from hub_model import covid_cnn, guard, heatmap, hub_folder
+from tests.loaders import with_some_training
 from train import backbones
 
 STOCK_SIZE = 96  # pixels; stock networks take any size, and a small one is quick
@@ -22,27 +23,6 @@ def pictures(count, seed=0):
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (count, 12, 10), dtype=np.uint8)
     return [Image.fromarray(one).resize((200, 240), Image.Resampling.BICUBIC) for one in coarse]
-
-
-def with_some_training(model, pixels):
-    """As after training: norms know their statistics, and the answers differ between pictures."""
-    torch.manual_seed(1)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(pixels)
-        for name, scale in model.named_parameters():
-            if name.endswith(("gamma", "weight")) and scale.ndim == 1 and scale.abs().max() < 1e-3:
-                scale.fill_(0.5)  # layer scale and last norms start near 0, where a block does nothing yet
-        model(pixels)
-        head, odds = model.get_classifier(), heatmap.log_odds(model.eval()(pixels))
-        head.weight.mul_(0.4 / odds.std())
-        middle = heatmap.log_odds(model(pixels)).mean()
-        head.bias.sub_(middle * (torch.tensor([-0.5, 0.5]) if len(head.bias) == 2 else 1))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model
 
 
 @pytest.fixture(scope="module", params=NAMES)

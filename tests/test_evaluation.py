@@ -13,8 +13,9 @@ from hub_model import Screener, hub_folder
 from tests.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.audits import audit, borders_only, centre_only, coarse_only
 from train.compare import NothingToCompare, compare
-from train.evaluation import AlreadyScored, WrongData, evaluate
+from train.evaluation import AlreadyScored, evaluate
 from train.foreign import KINDS, foreign_pictures, kinds_for
+from train.provenance import WrongData
 from train.recipes import RECIPES, Recipe
 
 

@@ -99,7 +99,7 @@ def test_a_failing_save_leaves_the_previous_folder_whole(folder, monkeypatch):
 
 
 def test_resolve_says_what_a_name_may_be(tmp_path):
-    with pytest.raises(FolderRefused, match="neither an embedded model .* nor a folder, nor a Hub id"):
+    with pytest.raises(FolderRefused, match=r"neither an embedded model .* nor a folder, nor a Hub id"):
         hub_folder.resolve("lungs")
     with pytest.raises(FolderRefused, match="has no revision"):
         hub_folder.resolve(tmp_path, revision="main")
@@ -116,6 +116,12 @@ def damage_missing(folder):
 def damage_renamed(folder):
     state = load_file(folder / hub_folder.WEIGHTS)
     state["head.weight"] = state.pop("classifier.weight")
+    save_file(state, folder / hub_folder.WEIGHTS)
+
+
+def damage_extra(folder):
+    state = load_file(folder / hub_folder.WEIGHTS)
+    state["classifier.scale"] = torch.ones(2)
     save_file(state, folder / hub_folder.WEIGHTS)
 
 
@@ -144,6 +150,7 @@ def damage_pickle(folder):
 DAMAGES = {
     "missing tensors": (damage_missing, "1 tensors missing"),
     "renamed tensors": (damage_renamed, r"missing .*classifier.weight.* unexpected .*head.weight"),
+    "extra tensors": (damage_extra, r"0 tensors missing \[\], 1 unexpected \['classifier.scale'\]"),
     "another shape": (damage_shape, r"\(3, 7\), expected"),
     "not a number": (damage_nan, "NaN or infinite values in .*classifier.bias"),
     "weights changed behind the thresholds": (damage_other_weights, "SHA-256 differs"),

@@ -1,11 +1,5 @@
 """One folder, every loader, one answer: with our package, without it, and without any code of ours."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -13,61 +7,8 @@ import torch
 from PIL import Image
 
 from hub_model import Screener, hub_folder, read_image
-
-WITHOUT_OUR_PACKAGE = """
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"hub_model", "train", "demo"}:
-            raise ImportError(f"{name} is not installed here")
-sys.meta_path.insert(0, Absent())
-"""
-
-ANSWER = """
-import json, sys
-import timm, torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-from transformers.utils import logging
-logging.disable_progress_bar()
-told = json.loads(sys.argv[1])
-folder, files, trust = told["folder"], told["files"], {"trust_remote_code": True} if told["trust"] else {}
-pictures = [Image.open(file) for file in files]
-score = lambda rows: next(row["score"] for row in rows if row["label"] == "COVID")
-found = {}
-model = AutoModelForImageClassification.from_pretrained(folder, **trust).eval()
-processor = AutoImageProcessor.from_pretrained(folder)
-pixels = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
-with torch.no_grad():
-    found["auto classes"] = model(**pixels).logits.softmax(1)[:, 1].tolist()
-    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    found["timm"] = network(pixels["pixel_values"]).softmax(1)[:, 1].tolist()
-classify = pipeline("image-classification", model=folder, **trust)
-found["pipeline, paths"] = [score(classify(file)) for file in files]
-found["pipeline, PIL"] = [score(classify(picture)) for picture in pictures]
-found["pipeline, list"] = [score(rows) for rows in classify(pictures)]
-print("FOUND", json.dumps([found, sorted(name for name in sys.modules if name.partition(".")[0] ==
-"hub_model")]))
-"""
-
-
-def answers(before, folder, files, tmp_path, trust=False):
-    """Probabilities of COVID by loader, in a fresh process far from the checkout; and our modules it
-    imported.
-    """
-    told = json.dumps({"folder": str(folder), "files": [str(file) for file in files], "trust": trust})
-    run = subprocess.run(
-        [sys.executable, "-c", before + ANSWER, told],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "custom code" not in run.stdout + run.stderr
-    line = next(line for line in run.stdout.splitlines() if line.startswith("FOUND "))
-    return json.loads(line.removeprefix("FOUND "))
+from tests.loaders import WITH_OUR_PACKAGE, WITHOUT_OUR_PACKAGE, answers, ours
+from train import backbones, training
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +38,6 @@ def documented(tmp_path_factory):
     )
 
 
-def ours(folder, files):
-    """P(COVID) by Screener's own steps; not `screen`, which refuses pictures that are no chests."""
-    screener = Screener.from_pretrained(folder)
-    pixels = torch.stack([screener.preprocess(read_image(file)) for file in files])
-    with torch.inference_mode():
-        return screener.model(pixels).softmax(1)[:, 1].tolist()
-
-
 def assert_parity(found, expected):
     for loader, probabilities in found.items():
         assert probabilities == pytest.approx(expected, abs=1e-5), loader
@@ -126,11 +59,38 @@ def test_a_documented_folder_brings_its_code_along(documented, files, tmp_path):
 
 
 def test_a_documented_folder_opens_after_import_hub_model_without_a_question(documented, files, tmp_path):
-    checkout = str(Path(hub_folder.__file__).parents[1])
-    before = f"import sys; sys.path.insert(0, {checkout!r}); import hub_model"
-    found, modules = answers(before, documented, files, tmp_path)
+    found, modules = answers(WITH_OUR_PACKAGE, documented, files, tmp_path)
     assert "hub_model.covid_cnn" in modules
     assert_parity(found, ours(documented, files))
+
+
+class Part(list):
+    """As much of a `datasets.Dataset` as training reads."""
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+@pytest.mark.parametrize("folder", [*hub_folder.MODALITIES, "documented", "imagenet"])
+def test_screener_feeds_the_network_what_training_fed_it(folder, files, request, tmp_path):
+    """To the last bit, from file to tensor, whatever mean and deviation a network was given."""
+    if folder == "documented":
+        folder = request.getfixturevalue("documented")
+    if folder == "imagenet":
+        built = backbones.build("mobilenetv3_small_050", input_size=96)
+        assert len(set(built.pretrained_cfg["mean"])) == 3
+        screening = {"modality": "ct", "operating_points": {"balanced": {"threshold": 0.5}}}
+        folder = hub_folder.save(
+            tmp_path / "f", built.model, architecture=built.architecture, model_args={},
+            pretrained_cfg=built.pretrained_cfg, screening=screening,
+        )  # fmt: skip
+    screener = Screener.from_pretrained(folder)
+    cfg = screener.config["pretrained_cfg"]
+    rows = Part({"image": Image.open(file), "label": 1, "source": "s", "path": file.name} for file in files)
+    images = training.read_images(rows, hub_folder.transform_of(screener.config), cfg, "train")
+    fed = training.Batches(cfg, screener.modality)([images[index] for index in range(len(images))])
+    screened = torch.stack([screener.preprocess(read_image(file)) for file in files])
+    assert torch.equal(fed["pixel_values"], screened)
 
 
 @pytest.mark.parametrize("modality", hub_folder.MODALITIES)

@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "evaluation:evaluate",
     "audit": "audits:audit",
     "compare": "compare:compare",
+    "faithfulness": "faithfulness:faithfulness",
     "export": "export:export",
     "card": "card:card",
     "publish": "publish:publish",

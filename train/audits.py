@@ -17,10 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from hub_model import hub_folder
 
-from .dataset import load_data
-from .evaluation import WrongData, fingerprint
 from .metrics import family_weights, figures, paired_difference, record
 from .predict import Predictions, predict
+from .provenance import WrongData, parts_of
 
 CENTRE = 0.6
 """Side of the blacked-out (or the only kept) middle of the picture, as a share of its sides: it holds the lungs."""
@@ -82,12 +81,7 @@ def audit(
     """
     folder = hub_folder.load(run)
     evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
-    split = {key: evaluation["data"][key] for key in ("seed", "split", "families")}
-    parts = load_data(data, modality=folder.modality, **split)
-    if fingerprint(parts)["split_sha256"] != evaluation["data"]["split_sha256"]:
-        raise WrongData(
-            f"{run} was evaluated on other data or another split. Give the data that evaluate was given."
-        )
+    parts = parts_of(folder, data)
     test = parts["test"]
     whole = predict(folder, test, "test pictures")
     changed = {}

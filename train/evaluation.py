@@ -1,6 +1,5 @@
 """Calibrate a run on validation, choose its operating points, fit its guard, then score the test part once."""
 
-import hashlib
 import platform
 import time
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from . import calibration, guarding, plots
 from .dataset import load_data
 from .metrics import figures
 from .predict import Predictions, predict
+from .provenance import fingerprint, parts_of, split_of
 from .sources import DataRefused
 
 MIN_SOURCE_IMAGES = 10
@@ -26,10 +26,6 @@ MIN_SOURCE_IMAGES = 10
 
 class AlreadyScored(ValueError):
     """The test part has been scored with these very weights."""
-
-
-class WrongData(ValueError):
-    """Data that this run must not be evaluated on."""
 
 
 def evaluate(
@@ -54,16 +50,8 @@ def evaluate(
     """
     folder = hub_folder.load(run)
     before = _earlier(folder.path, again)
-    provenance = folder.screening.get("provenance", {})
-    split = {"seed": 0, "split": "family", "families": "found"}
-    split |= {key: provenance[key] for key in split if key in provenance}
-    parts = load_data(data, modality=folder.modality, **split)
+    split, parts = split_of(folder), parts_of(folder, data)
     marks = fingerprint(parts)
-    if provenance.get("split_sha256") not in (None, marks["split_sha256"]):
-        raise WrongData(
-            f"{run} was trained on another split of the data, so images it learnt from may be in this test part. Give "
-            "the data that fit was given; for new data, use `covid-xct score`, which never touches the calibration."
-        )
     started = time.monotonic()
     other = _other_modality(data, folder.modality, seed, split["families"])
     folder = _calibrate(folder, parts, other, seed, half)
@@ -89,25 +77,6 @@ def evaluate(
     plots.draw_all(folder, validation, test, parts["test"])
     hub_folder.write_json(folder.path / hub_folder.EVALUATION, result)
     return result
-
-
-def fingerprint(parts) -> dict[str, str]:
-    """SHA-256 of the pictures and of the split: which picture, label and family lies in which part."""
-    content, split = hashlib.sha256(), hashlib.sha256()
-    for name in sorted(parts):
-        columns = parts[name].select_columns(["path", "source", "label", "family"]).to_dict()
-        lines = sorted(zip(*(columns[key] for key in ("source", "path", "label", "family")), strict=True))
-        split.update(repr((name, lines)).encode())
-    for name in sorted(parts):
-        for row in parts[name].select_columns(["image"]).cast_column("image", _raw_image()):
-            content.update(hashlib.sha256(row["image"]["bytes"] or b"").digest())
-    return {"data_sha256": content.hexdigest(), "split_sha256": split.hexdigest()}
-
-
-def _raw_image():
-    import datasets
-
-    return datasets.Image(decode=False)
 
 
 def _earlier(path: Path, again: bool) -> int:

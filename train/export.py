@@ -7,7 +7,7 @@ transformers.js: the same networks behind the preprocessing's resize, as one gra
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -25,20 +25,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hub_model import guard, heatmap, hub_folder
 from hub_model.screener import decide
 
-from .dataset import load_data
 from .metrics import threshold_free
-from .predict import BATCH
+from .provenance import parts_of
 
 OPSET = 20
 MAX_DIFFERENCE = {"probability": 1e-4, "features": 1e-4, "heatmap": 1e-3}  # fp32 against torch
 MAX_AUROC_CHANGE = 0.005  # int8 against torch, on the validation part
 MAX_CHANGED = 0.01  # share of validation images whose decision int8 changes, at the worst operating point
-MAX_WEB_DIFFERENCE = 1e-3  # probability, with the resize in the graph instead of by Pillow
-CALIBRATION_IMAGES = 128
+MAX_WEB_DIFFERENCE = 0.02  # probability, fp32; one pixel in 1,000 is resized to the next grey level
+SMALL_BATCH = 8  # images; a larger one is no faster on a CPU
+CALIBRATION_IMAGES = 128  # of the training part
+RANKING_IMAGES = 16  # of these, to tell which weights suffer most from int8
 WEB_IMAGES = 100
-MIN_QUANTIZED = (
-    1 << 14
-)  # elements; smaller weights, as of the stem, the head and depthwise layers, stay in float
+MIN_QUANTIZED = 1 << 14  # elements; smaller weights, as of stems, heads, most depthwise layers, stay in float
+KEPT_IN_FLOAT = (1, 2, 4, 8)  # of the weights that suffer most from int8, tried in turn
 OUTPUTS = ("logits", "heatmap", "features")
 FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
 
@@ -60,12 +60,11 @@ def export(
 
     Raises:
         FolderRefused: RUN is no hub folder.
+        WrongData: DATA is not what RUN was trained on, so that its validation part may hold other images.
         ExportRefused: A file disagrees with the network, or the validation part lacks a class.
     """
     folder = hub_folder.load(run)
-    provenance = folder.screening.get("provenance", {})
-    split = {"seed": provenance.get("seed", 0), "split": provenance.get("split", "family")}
-    parts = load_data(data, modality=folder.modality, **split)
+    parts = parts_of(folder, data)
     labels = np.array(parts["validation"]["label"])
     if len(set(labels.tolist())) < 2:
         raise ExportRefused(
@@ -83,22 +82,21 @@ def export(
 
 def _write(folder: hub_folder.HubFolder, parts, labels: np.ndarray, target: Path) -> dict:
     """Writes every file below `target` and returns the report; raises at the first that disagrees."""
-    for place in (FP32, "web/" + FP32):
-        (target / place).parent.mkdir(parents=True)
+    (target / FP32).parent.mkdir(parents=True)
     calibration = read_pixels(folder, parts["train"], "training images", CALIBRATION_IMAGES)
     pixels = read_pixels(folder, parts["validation"], "validation images")
     truth = run_torch(folder.model, pixels)
     write_fp32(folder.model, pixels[:2], target / FP32)
+    points = folder.screening["operating_points"]
     report = {
         "format": hub_folder.FORMAT,
         "weights_sha256": folder.screening["weights_sha256"],
         "images": len(labels),
         "fp32": check_fp32(target / FP32, pixels, truth),
-        "int8": write_int8(
-            target / FP32, target / INT8, calibration, pixels, truth, labels, folder.screening
-        ),
-        "web": write_web(folder, target, parts["validation"], truth),
+        "int8": write_int8(target / FP32, target / INT8, calibration, pixels, truth, labels, points),
     }
+    write_web(target, folder.config["pretrained_cfg"])
+    report["web"] = check_web(target, parts["validation"], truth)
     hub_folder.write_json(target / REPORT, report)
     return report
 
@@ -113,7 +111,7 @@ def read_pixels(folder: hub_folder.HubFolder, part, name: str, limit: int | None
 def run_torch(model: nn.Module, pixels: Tensor) -> list[np.ndarray]:
     """Logits (N, 2), heat maps (N, h, w) and guard features (N, D), by torch: what every file must give."""
     rows = []
-    for batch in pixels.split(BATCH):
+    for batch in track(pixels.split(SMALL_BATCH), "running the network", transient=True):
         with torch.no_grad():
             logits, last, features = guard.view(model, batch)
             local = heatmap.evidence(last, heatmap.gradient(model, last), heatmap.log_odds(logits))
@@ -124,7 +122,8 @@ def run_torch(model: nn.Module, pixels: Tensor) -> list[np.ndarray]:
 def run_onnx(file: Path, pixels: Tensor) -> list[np.ndarray]:
     """The same from a file, by ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    rows = [session.run(OUTPUTS, {"pixel_values": batch.numpy()}) for batch in pixels.split(BATCH)]
+    batches = track(pixels.split(SMALL_BATCH), f"running {file.name}", transient=True)
+    rows = [session.run(OUTPUTS, {"pixel_values": batch.numpy()}) for batch in batches]
     return [np.concatenate(output) for output in zip(*rows, strict=True)]
 
 
@@ -150,9 +149,14 @@ def check_fp32(file: Path, pixels: Tensor, truth: list[np.ndarray]) -> dict:
     return {"file": FP32, "bytes": file.stat().st_size, "largest_difference": found}
 
 
+def log_odds(logits: np.ndarray) -> np.ndarray:
+    """Log-odds of COVID (N,) from logits (N, 2)."""
+    return np.diff(logits.astype(np.float64), axis=1)[:, 0]
+
+
 def probability(logits: np.ndarray) -> np.ndarray:
     """P(COVID) (N,) from logits (N, 2)."""
-    return expit(np.diff(logits.astype(np.float64), axis=1)[:, 0])
+    return expit(log_odds(logits))
 
 
 def _told(numbers: dict) -> str:
@@ -217,6 +221,10 @@ def write_fp32(model: nn.Module, pixels: Tensor, file: Path) -> None:
         dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
+    exported = onnx.load(file)
+    for node in exported.graph.node:  # the exporter's stack traces name folders of this machine
+        node.ClearField("metadata_props")
+    onnx.save(exported, file)
     onnx.checker.check_model(file)
 
 
@@ -227,35 +235,32 @@ def write_int8(
     pixels: Tensor,
     truth: list[np.ndarray],
     labels: np.ndarray,
-    screening: dict,
+    points: dict,
 ) -> dict:
-    """The first of `QUANTIZERS` that keeps AUROC and decisions on the validation images.
+    """The first of `quantized` that keeps AUROC and decisions on the validation images.
 
     Raises:
         ExportRefused: None does.
     """
-    tried = {}
-    for name, quantize in QUANTIZERS.items():
-        quantize(fp32, file, calibration)
-        logits = run_onnx(file, pixels)[0]
-        before, after = probability(truth[0]), probability(logits)
+    tried, before = {}, probability(truth[0])
+    expected = log_odds(run_onnx(fp32, calibration)[0])
+    for name in quantized(fp32, file, calibration):
+        take_up_shift(file, float(np.mean(expected - log_odds(run_onnx(file, calibration)[0]))))
+        _, heat, _ = found = run_onnx(file, pixels)
+        after = probability(found[0])
         auroc = [float(threshold_free(labels, p)["auroc"]) for p in (before, after)]
         tried[name] = {
             "auroc_change": auroc[1] - auroc[0],
-            "decisions_changed": changed(screening["operating_points"], before, after),
+            "decisions_changed": changed(points, before, after),
             "probability": float(np.abs(after - before).max()),
+            "heatmap_mean": float(np.abs(heat - truth[1]).mean()),
         }
         if (
             abs(tried[name]["auroc_change"]) <= MAX_AUROC_CHANGE
             and tried[name]["decisions_changed"] <= MAX_CHANGED
         ):
-            return {
-                "file": INT8,
-                "bytes": file.stat().st_size,
-                "quantized": name,
-                "tried": tried,
-                **tried[name],
-            }
+            size = file.stat().st_size
+            return {"file": INT8, "bytes": size, "quantized": name, **tried[name], "tried": tried}
     lines = "; ".join(f"{name}: {_told(found)}" for name, found in tried.items())
     raise ExportRefused(
         f"No int8 file keeps AUROC within {MAX_AUROC_CHANGE} and all but {MAX_CHANGED:.0%} of the decisions "
@@ -265,14 +270,46 @@ def write_int8(
 
 
 def changed(points: dict, before: np.ndarray, after: np.ndarray) -> float:
-    """Share of pictures decided otherwise (positive, negative, inconclusive), at the worst operating
-    point.
+    """Share of pictures decided otherwise (positive, negative, inconclusive), at the worst operating point.
+
+    The edges of the band in between are themselves probabilities of validation images. A picture that lies
+    on an edge, to within the difference accepted of fp32, is decided by rounding in any case and not counted.
     """
-    shares = [
-        np.mean([decide(p, point)[0] != decide(q, point)[0] for p, q in zip(before, after, strict=True)])
-        for point in points.values()
-    ]
+    shares = []
+    for point in points.values():
+        edges = np.array([point["threshold"], *(point.get("abstain") or ())])
+        off_edge = np.abs(before[:, None] - edges).min(1) > MAX_DIFFERENCE["probability"]
+        decisions = [[decide(p, point)[0] for p in probabilities] for probabilities in (before, after)]
+        shares.append(np.mean(off_edge & np.not_equal(*decisions)))
     return float(max(shares))
+
+
+def quantized(fp32: Path, file: Path, calibration: Tensor) -> Iterator[str]:
+    """Writes `file` in one way after another, fastest first and closest last, and says which it was."""
+    _static(fp32, file, calibration)
+    yield "static"
+    _weights_only(fp32, file)
+    yield "weights only"
+    ranked = _by_sensitivity(fp32, calibration[:: max(1, len(calibration) // RANKING_IMAGES)])
+    for kept in KEPT_IN_FLOAT:
+        if kept < len(ranked):
+            _weights_only(fp32, file, ranked[:kept])
+            yield f"weights only, {kept} of {len(ranked)} in float"
+
+
+def take_up_shift(file: Path, shift: float) -> None:
+    """Adds `shift` to the log-odds of a file, ahead of its heat map.
+
+    Rounding weights moves the mean of what a layer gives; over many layers that is most of what int8 does
+    to a probability, and the last bias can take it up (Finkelstein et al. 2019, arXiv:1906.03193).
+    """
+    model = onnx.load(file)
+    nodes = model.graph.node
+    last = next(index for index, node in enumerate(nodes) if "logits" in node.output)
+    nodes[last].output[:] = ["logits_before" if name == "logits" else name for name in nodes[last].output]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([[0, shift]]), "logits_shift"))
+    nodes.insert(last + 1, onnx.helper.make_node("Add", ["logits_before", "logits_shift"], ["logits"]))
+    onnx.save(model, file)
 
 
 def _static(fp32: Path, file: Path, calibration: Tensor) -> None:
@@ -282,13 +319,14 @@ def _static(fp32: Path, file: Path, calibration: Tensor) -> None:
     """
     graph = onnx.load(fp32).graph
     large = _large_weights(graph)
-    quantized = [
+    quantized_nodes = [
         node.name for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in large
     ]
 
     class Batches(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self.rest = iter(calibration.split(BATCH))
+            batches = calibration.split(SMALL_BATCH)
+            self.rest = iter(track(batches, "seeing ranges of activations", transient=True))
 
         def get_next(self) -> dict | None:
             batch = next(self.rest, None)
@@ -303,7 +341,7 @@ def _static(fp32: Path, file: Path, calibration: Tensor) -> None:
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
         reduce_range=True,
-        nodes_to_quantize=quantized,
+        nodes_to_quantize=quantized_nodes,
     )
     _share_weights(file)
 
@@ -339,58 +377,86 @@ def _share_weights(file: Path) -> None:
     onnx.save(model, file)
 
 
-def _weights_only(fp32: Path, file: Path, _calibration: Tensor) -> None:
-    """Weights alone, one scale for each output channel; the arithmetic stays in float."""
+def _weights_only(fp32: Path, file: Path, in_float: Iterable[str] = ()) -> None:
+    """Weights alone but those named, one scale for each output channel; the arithmetic stays in float."""
     model = onnx.load(fp32)
-    for init in _large_weights(model.graph).values():
-        weight = onnx.numpy_helper.to_array(init)
-        scale = np.abs(weight).reshape(len(weight), -1).max(1) / 127
-        scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        int8 = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-        names = [f"{init.name}_quantized", f"{init.name}_scale"]
+    for name, init in _large_weights(model.graph).items():
+        if name in in_float:
+            continue
+        int8, scale = _rounded(onnx.numpy_helper.to_array(init))
+        names = [f"{name}_quantized", f"{name}_scale"]
         model.graph.initializer.remove(init)
         model.graph.initializer.extend(map(onnx.numpy_helper.from_array, (int8, scale), names))
-        model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, [init.name], axis=0))
+        model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, [name], axis=0))
     onnx.save(model, file)
 
 
-QUANTIZERS: dict[str, Callable[[Path, Path, Tensor], None]] = {
-    "static": _static,
-    "weights only": _weights_only,
-}
-"""Fastest first; the first that keeps the decisions is taken."""
+def _rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A weight (O, ...) as int8 of the same shape and its scales (O,)."""
+    scale = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), scale
 
 
-def write_web(folder: hub_folder.HubFolder, target: Path, part, truth: list[np.ndarray]) -> dict:
-    """The folder for transformers.js: both files behind a resize of their own, and the configs it reads.
+def _by_sensitivity(fp32: Path, pixels: Tensor) -> list[str]:
+    """Names of the large weights, first the one whose rounding alone scatters the log-odds most."""
+    model = onnx.load(fp32)
+    feed = {"pixel_values": pixels.numpy()}
+
+    def answers() -> np.ndarray:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return log_odds(session.run(["logits"], feed)[0])
+
+    expected, scatter = answers(), {}
+    for name, init in track(_large_weights(model.graph).items(), "ranking weights", transient=True):
+        own = init.raw_data
+        int8, scale = _rounded(onnx.numpy_helper.to_array(init))
+        init.raw_data = (int8 * scale.reshape(-1, *[1] * (int8.ndim - 1))).astype(np.float32).tobytes()
+        scatter[name] = np.std(answers() - expected)
+        init.raw_data = own
+    return sorted(scatter, key=scatter.get, reverse=True)
+
+
+def write_web(target: Path, pretrained_cfg: dict) -> None:
+    """Beside the files in TARGET/onnx, TARGET/web for transformers.js: each behind a resize of its own.
 
     JavaScript resizes otherwise than Pillow (canvas smoothing, sharp), which moves probabilities by
     hundredths; so the resize is in the graph and the caller hands over the picture as it is.
-
-    Raises:
-        ExportRefused: The resize in the graph moves a probability by more than MAX_WEB_DIFFERENCE.
     """
-    cfg = folder.config["pretrained_cfg"]
     for name in (FP32, INT8):
-        onnx.save(with_resize(onnx.load(target / name), cfg), target / "web" / name)
+        (target / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(with_resize(onnx.load(target / name), pretrained_cfg), target / "web" / name)
     for name, content in WEB_CONFIGS.items():
         hub_folder.write_json(target / "web" / name, content)
+
+
+def check_web(target: Path, part, truth: list[np.ndarray]) -> dict:
+    """Differences of P(COVID) from torch on WEB_IMAGES pictures, handed over as they are.
+
+    Raises:
+        ExportRefused: fp32 differs by more than MAX_WEB_DIFFERENCE.
+    """
     rows = np.unique(np.linspace(0, len(part) - 1, WEB_IMAGES, dtype=int))
-    session = onnxruntime.InferenceSession(target / "web" / FP32, providers=["CPUExecutionProvider"])
-    logits = []
+    sessions = {
+        name: onnxruntime.InferenceSession(target / "web" / file, providers=["CPUExecutionProvider"])
+        for name, file in (("fp32", FP32), ("int8", INT8))
+    }
+    logits = {name: [] for name in sessions}
     for row in track(rows, "checking the web folder", transient=True):
-        picture = (
-            np.asarray(part[int(row)]["image"].convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
-        )
-        logits.append(session.run(["logits"], {"pixel_values": picture})[0])
-    difference = np.abs(probability(np.concatenate(logits)) - probability(truth[0][rows]))
-    found = {"largest": float(difference.max()), "mean": float(difference.mean())}
-    if not found["largest"] <= MAX_WEB_DIFFERENCE:
+        picture = np.asarray(part[int(row)]["image"].convert("RGB"), np.float32)
+        feed = {"pixel_values": picture.transpose(2, 0, 1)[None] / 255}
+        for name, session in sessions.items():
+            logits[name].append(session.run(["logits"], feed)[0])
+    report = {"folder": "web", "images": len(rows)}
+    for name, found in logits.items():
+        difference = np.abs(probability(np.concatenate(found)) - probability(truth[0][rows]))
+        report[name] = {"largest": float(difference.max()), "mean": float(difference.mean())}
+    if not report["fp32"]["largest"] <= MAX_WEB_DIFFERENCE:
         raise ExportRefused(
-            f"With the resize in the graph the probabilities differ by {_told(found)}; at most "
+            f"With the resize in the graph the probabilities differ by {_told(report['fp32'])}; at most "
             f"{MAX_WEB_DIFFERENCE:g} is accepted. Nothing was written."
         )
-    return {"folder": "web", "images": len(rows), "probability": found}
+    return report
 
 
 def with_resize(model: onnx.ModelProto, pretrained_cfg: dict) -> onnx.ModelProto:
@@ -402,6 +468,7 @@ def with_resize(model: onnx.ModelProto, pretrained_cfg: dict) -> onnx.ModelProto
     height, width = pretrained_cfg["input_size"][1:]
     constants = {
         "web_zero": 0.0,
+        "web_half": 0.5,
         "web_one": 1.0,
         "web_bytes": 255.0,
         "web_height": [height],
@@ -414,7 +481,8 @@ def with_resize(model: onnx.ModelProto, pretrained_cfg: dict) -> onnx.ModelProto
             ("Resize", ["", "", size], dict(PILLOW, axes=[axis])),
             ("Clip", ["web_zero", "web_one"], {}),
             ("Mul", ["web_bytes"], {}),
-            ("Round", [], {}),
+            ("Add", ["web_half"], {}),  # Pillow rounds halves up; ONNX' Round would take them to even
+            ("Floor", [], {}),
             ("Div", ["web_bytes"], {}),
         ]
         if axis == 2:

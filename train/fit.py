@@ -22,7 +22,7 @@ from hub_model.hub_folder import LABELS
 
 from . import backbones, distillation, training
 from .dataset import load_data
-from .evaluation import fingerprint
+from .provenance import fingerprint
 from .recipes import RECIPES, Recipe
 
 SETTINGS = "fit.json"

@@ -11,7 +11,7 @@ import numpy as np
 REPLICATES = 2000
 LEVEL = 0.95
 ECE_BINS = 15
-SHARES = {"accuracy", "sensitivity", "specificity", "recall", "precision", "ppv", "npv"}
+SHARES = {"caught", "refused", "accuracy", "sensitivity", "specificity", "recall", "precision", "ppv", "npv"}
 
 _DESCRIPTION = (
     "Figures of a binary screening test: COVID is class 1, predictions are probabilities of class 1."

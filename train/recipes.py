@@ -90,8 +90,12 @@ RECIPES = {
                        balance="source", augment="medium"),
     # the head alone, on features that stay ImageNet's: where label and collection coincide, everything else that is
     # trained learns the collection
-    "probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, blind=3, epsilon=1e-8,
+    "probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, epsilon=1e-8,
                     freeze_norms=99, balance="source", augment="medium"),
+    # the same, and blind to the directions in which collections differ within a class: worse at home, better on
+    # most collections that had no part in training
+    "blind_probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, blind=3,
+                          epsilon=1e-8, freeze_norms=99, balance="source", augment="medium"),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                       weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",
