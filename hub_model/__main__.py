@@ -63,6 +63,7 @@ def info(
     """Say what a model is: modality, architecture, operating points and the figures they were chosen on (JSON)."""
     folder = hub_folder.load(model, revision)
     shown = {key: folder.screening.get(key) for key in ("modality", "calibrated", "operating_points")}
+    shown["leaks"] = folder.screening.get("provenance", {}).get("split") == "random"
     shown["architecture"] = folder.config["architecture"]
     shown["input_size"] = folder.config["pretrained_cfg"]["input_size"]
     shown["parameters"] = sum(p.numel() for p in folder.model.parameters())

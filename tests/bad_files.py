@@ -1,10 +1,12 @@
-"""Files that a reader must refuse, files that look odd and must open, and a writer of small DICOM files.
+"""Files to be refused, files that look odd and must open, a disk that is full, and a writer of small DICOM files.
 
 For the tests of every room that meets files; all pictures are synthetic.
 """
 
+import resource
 import struct
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,17 @@ def png(width: int, height: int, rows: bytes = bytes(1000), depth: int = 8, colo
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """No file grows beyond so many bytes: the system fails the write, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def make_bad_files(folder: Path) -> dict[str, Path]:

@@ -1,11 +1,13 @@
 """From folders to a data set one can trust: what is written, what is refused, and what survives a kill."""
 
 import csv
-import errno
 import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,12 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
 from hub_model.images import read_image
-from tests.bad_files import grey_picture, make_bad_files, make_odd_files, write_dicom
+from tests.bad_files import files_of_at_most, grey_picture, make_bad_files, make_odd_files, write_dicom
 from tests.test_sources import tree, zipped
-from train import prepare as prepare_module
 from train import reading
+from train.__main__ import app
 from train.dataset import load_data, verify
 from train.files import DataRefused
 from train.manifest import read_manifest, write_manifest
@@ -329,6 +332,39 @@ def test_every_bad_file_is_listed_with_its_reason(tmp_path):
     assert sum(map(len, load_data(out).values())) == 48
 
 
+def test_every_trouble_at_once_through_the_command_line(tmp_path):
+    """Each file met is in the manifest once: in a part, or with the reason why not."""
+    root = archive(tmp_path / "set")  # equal names in different folders
+    bad = make_bad_files(root / "X-ray" / "COVID" / "bad")
+    odd = make_odd_files(root / "X-ray" / "COVID" / "odd")  # of the same picture as 0.png there
+    (root / "CT" / "COVID" / "loop").symlink_to("..", target_is_directory=True)
+    (root / "CT" / "COVID" / "dangling.png").symlink_to("nowhere.png")
+    (root / "notes.txt").write_text("no picture")
+    os.mkfifo(root / "CT" / "COVID" / "pipe.png")
+    out = tmp_path / "out"
+    flags = ["--families", "known", "--jobs", "1", "--max-unreadable", "0.5"]
+    result = CliRunner().invoke(app, ["prepare", str(root), "--out", str(out), *flags])
+    assert result.exit_code == 0, result.output
+    listed = manifest(out)
+    assert listed.keys() == {
+        path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()
+    } | {"CT/COVID/loop"}
+    refused = {path: line["refused"] for path, line in listed.items() if line["split"] is None}
+    assert len(refused) == len(bad) + 4 and all(refused.values())
+    assert refused["CT/COVID/dangling.png"] == "a link that leads nowhere"
+    assert refused["CT/COVID/loop"] == "a link back to a folder above it"
+    assert refused["CT/COVID/pipe.png"] == "not a regular file"
+    assert sum(map(len, load_data(out).values())) == 48 + len(odd)
+    said = " ".join(result.stderr.split())
+    assert f"{48 + len(odd)} pictures of" in said
+    for reason in (
+        f"unreadable ({len(bad) + 2})",
+        "a link back to a folder above it (1)",
+        "not a picture (1)",
+    ):
+        assert reason in said.partition("Left out, by name in manifest.parquet:")[2]
+
+
 def test_too_many_unreadable_files_stop_it(tmp_path):
     root = archive(tmp_path / "set")
     for number in range(2):
@@ -369,17 +405,16 @@ def test_output_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    root = archive(tmp_path / "set", 3)
-
-    def full(*args, **keywords):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "write_pictures", full)
-        with pytest.raises(DataRefused, match="the disk is full; nothing was written there"):
-            prepare([root], tmp_path / "out", families="known", jobs=1)
+@pytest.mark.parametrize("room, chunks", [(10_000, 0), (40_000, 5)], ids=["while reading", "while writing"])
+def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, room, chunks):
+    root = archive(tmp_path / "set", 6)
+    monkeypatch.setattr(reading, "CHUNK", 5)
+    with files_of_at_most(room), pytest.raises(DataRefused) as refusal:
+        prepare([root], tmp_path / "out", families="known", jobs=1)
+    assert "the disk is full; nothing was written there" in str(refusal.value)
+    assert "The finished work in out.partial is not redone" in str(refusal.value)
     assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "out.partial" / "work").glob("*.parquet"))) == chunks
     prepare([root], tmp_path / "out", families="known", jobs=1)
     assert not (tmp_path / "out.partial").exists()
 
@@ -409,6 +444,44 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+KILLED = """
+import os, signal, sys
+from train import reading
+from train.prepare import prepare
+
+met, read_image = [], reading.read_image
+
+def counted(content, **keywords):
+    met.append(len(content))
+    if len(met) == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_image(content, **keywords)
+
+reading.read_image = counted
+prepare([sys.argv[1]], sys.argv[2], families="known", jobs=1)
+"""
+
+
+def test_a_process_killed_by_the_system_resumes(tmp_path, monkeypatch):
+    """SIGKILL, as where memory runs out: nothing is tidied up, and finished chunks are not read again."""
+    root, out = archive(tmp_path / "set", 50), tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(root), str(out)], stderr=subprocess.PIPE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not out.exists()
+    assert len(list((tmp_path / "out.partial" / "work").glob("*.parquet"))) == 150 // reading.CHUNK == 2
+    read: list[int] = []
+
+    def counted(content, **keywords):
+        read.append(len(content))
+        return read_image(content, **keywords)
+
+    monkeypatch.setattr(reading, "read_image", counted)
+    prepare([str(root)], out, families="known", jobs=1)
+    assert len(read) == 200 - 2 * reading.CHUNK
+    assert len(manifest(out)) == sum(map(len, load_data(out).values())) == 200
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     root = archive(tmp_path / "set", 3)
     out = prepare([root], tmp_path / "out", families="known", jobs=1)
@@ -416,6 +489,8 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "read_image", None)
     assert prepare([root], out, families="known", jobs=1) == out
     assert os.stat(out / "split.json").st_mtime_ns == before
+    with pytest.raises(DataRefused, match=r"other settings \(split 'family', seed 0\)"):
+        prepare([root], out, seed=1, families="known", jobs=1)
 
 
 def test_unknown_families_word(tmp_path):

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.explore import Tally, cramers_v, cue, explore, summary, warnings
 from train.files import DataRefused
@@ -191,6 +194,19 @@ def test_refusals_leave_nothing_behind(data, tmp_path):
         explore([str(data)], tmp_path / "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+
+
+def test_full_disk_keeps_the_report_written_before(data, page, tmp_path):
+    before = Path(shutil.copytree(page.parent, tmp_path / "report"))
+    index = (before / "index.html").read_bytes()
+    with files_of_at_most(500), pytest.raises(DataRefused, match="the disk is full; nothing was written"):
+        explore([str(data)], before, examples=1)
+    assert (before / "index.html").read_bytes() == index
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_synthetic_pictures_are_said_to_be(report):
+    assert any("nothing measured on them speaks of patients" in text for text in report["warnings"])
 
 
 def test_command_line_refuses_without_a_traceback(tmp_path, capsys):

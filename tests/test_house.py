@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.readme import MEASURED, rendered
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAY_IMPORT = {"hub_model": {"hub_model"}, "train": {"train", "hub_model"}, "demo": {"demo", "hub_model"}}
@@ -74,6 +76,12 @@ def test_readme_tree_is_the_tree():
         f"{room}/{f.name}" for room in ("hub_model", "train", "demo") for f in (ROOT / room).glob("*.py")
     }
     assert not (modules - named - {"hub_model/__init__.py", "train/__init__.py"}), modules - named
+
+
+def test_readme_tables_are_as_measured():
+    assert rendered(README) == README, "run `python -m tests.benchmarks.readme`"
+    unnamed = [file.name for file in MEASURED.glob("*.md") if file.stem not in README]
+    assert not unnamed, f"measured, but not in the README: {unnamed}"
 
 
 def test_readme_python_example_runs(shared_data, tmp_path, monkeypatch):

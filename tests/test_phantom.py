@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from hub_model.dicom import lung_window
 from hub_model.images import frame_count, read_image
+from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.dataset import load_data
+from train.files import DataRefused
 from train.imaging import Pose, axial_slice, draw_scan, film
 from train.phantom import PhantomRefused, draw_patient, draw_view, grey, phantom
 from train.thorax import Thorax
@@ -205,6 +207,12 @@ def test_a_finished_folder_is_left_alone_and_another_one_is_not_overwritten(fold
     with pytest.raises(PhantomRefused, match="something else"):
         phantom(tmp_path / "mine", n=4)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path):
+    with files_of_at_most(500), pytest.raises(DataRefused, match="the disk is full; nothing was written"):
+        phantom(tmp_path / "out", n=2, patients=2, modality="ct", size=SIZE)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

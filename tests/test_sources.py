@@ -169,7 +169,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         "CT/Non-COVID/1.png",
     ]
     gone = next(row for row in rows if row.path.endswith("gone.png"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="a link that leads nowhere"):
         read_bytes(gone.ref)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 VERBS = {
     "phantom": "phantom:phantom",
-    "prepare": "prepare:prepare_command",
+    "prepare": "prepare:prepare",
     "explore": "explore:explore",
     "start": "starting_points:start",
     "fit": "fit:fit",

@@ -58,12 +58,13 @@ def _row(path: Path) -> dict:
     folder = hub_folder.load(path)
     evaluation = hub_folder.read_json(path / hub_folder.EVALUATION)
     test, points = evaluation["test"], evaluation["test"]["at"]
-    cells = [path.name, evaluation["modality"], evaluation["architecture"], f"{evaluation['parameters']:,}"]
+    name = f"{path.name} (LEAKS: random split)" if evaluation["data"].get("leaks") else path.name
+    cells = [name, evaluation["modality"], evaluation["architecture"], f"{evaluation['parameters']:,}"]
     cells += [f"{macs(folder) / 1e9:.2f} G", f"{milliseconds(folder):.0f}", interval(test["auroc"])]
     for name in ("sensitivity", "balanced", "specificity"):
         cells.append(f"{interval(points[name]['sensitivity'])} / {interval(points[name]['specificity'])}")
     cells += [interval(points["balanced"]["accuracy"]), test["n"]]
-    return {"name": path.name, "auroc": test["auroc"], "cells": cells}
+    return {"name": name, "auroc": test["auroc"], "cells": cells}
 
 
 def interval(figure: dict, digits: int = 3) -> str:

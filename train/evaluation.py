@@ -65,7 +65,7 @@ def evaluate(
         "parameters": sum(p.numel() for p in folder.model.parameters()),
         "weights_sha256": folder.screening["weights_sha256"],
         "test_scored": before + 1,
-        "data": {**marks, **split, "counts": _counts(parts)},
+        "data": {**marks, **split, "leaks": split["split"] == "random", "counts": _counts(parts)},
         "temperature": folder.screening["temperature"],
         "validation": _part(validation, thresholds, seed),
         "test": {**_part(test, thresholds, seed), "abstained": _abstained(folder, test)},

@@ -29,7 +29,7 @@ from hub_model.hub_folder import COVID, LABELS, MODALITIES
 
 from . import data_plots
 from .dataset import is_prepared, load_data
-from .files import DataRefused
+from .files import DataRefused, writing
 from .manifest import read_manifest
 from .split import LEAKING, SPLITS
 from .writing import MANIFEST_FILE, SPLIT_FILE
@@ -45,6 +45,8 @@ TELLING = 0.65
 """AUROC from which a cue that has nothing to do with lungs is warned of."""
 TOGETHER = 0.3
 """Cramér's V from which source and label are said to go together: medium in Cohen 1988, page 227."""
+SYNTHETIC = "phantom"
+"""Name of the source that `phantom` writes."""
 TEMPLATES = Path(__file__).parent / "templates"
 CUES = {
     "width": "width in pixels",
@@ -122,21 +124,38 @@ def explore(
         "prepared": prepared(sources),
     }
     report["warnings"] = warnings(report)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    drawn = draw(tallies, choose(tallies, data, examples, seed), partial)
-    if report["prepared"] and (sheet := Path(sources[0]) / "families.png").is_file():
-        shutil.copyfile(sheet, partial / "families.png")
-        drawn["families"] = partial / "families.png"
-    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    (partial / "index.html").write_text(render(report, drawn), "utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
+    chosen = choose(tallies, data, examples, seed)
+    sheet = Path(sources[0]).expanduser() / "families.png" if report["prepared"] else None
+    with writing(out):
+        _write(out, report, tallies, chosen, sheet)
     page = out / "index.html"
     told = f"{page}: {report['pictures']:,} pictures, {len(report['warnings'])} warnings"
     Console(stderr=True, highlight=False, markup=False).print(told, soft_wrap=True)
     return page
+
+
+def _write(
+    out: Path,
+    report: Mapping,
+    tallies: Mapping[str, Tally],
+    chosen: Mapping[str, list],
+    sheet: Path | None,
+) -> None:
+    """Write the report whole, in the place of an earlier one."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        drawn = draw(tallies, chosen, partial)
+        if sheet and sheet.is_file():
+            shutil.copyfile(sheet, partial / "families.png")
+            drawn["families"] = partial / "families.png"
+        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        (partial / "index.html").write_text(render(report, drawn), "utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_place(out: Path) -> None:
@@ -301,6 +320,9 @@ def warnings(report: Mapping) -> list[str]:
             f"{LEAKING}: {report['families']['crossing']:,} families have pictures in more than one part."
             " Scores on this split measure memory. Prepare the data again with the split by family."
         )
+    drawn = {name for numbers in report["modalities"].values() for name in numbers["sources"]}
+    if any(name.split("/")[-1] == SYNTHETIC for name in drawn):
+        found.append("Synthetic pictures are among these: nothing measured on them speaks of patients.")
     for modality, numbers in report["modalities"].items():
         found += [f"{modality}: {text}" for text in _warnings_of(numbers)]
     if told and told["contradictions"]:
@@ -324,10 +346,12 @@ def _warnings_of(numbers: Mapping) -> Iterator[str]:
                 f"the {CUES[name]} alone tells the label with AUROC {area:.2f}. A model must clearly beat"
                 " that to have learnt anything about lungs."
             )
+    few = []
     for part, counts in numbers["parts"].items():
-        few = [f"{count:,} {label}" for label, count in counts.items() if count < FEW]
-        if few:
-            yield f"{' and '.join(few)} in {part}: figures on so few pictures are mostly chance."
+        rare = [f"{count:,} {label}" for label, count in counts.items() if count < FEW]
+        few += [f"{' and '.join(rare)} in {part}"] if rare else []
+    if few:
+        yield f"{', '.join(few)}: figures on so few pictures are mostly chance."
     share = min(numbers["counts"].values()) / sum(numbers["counts"].values())
     if share < 0.2:
         yield f"the rarer class has {share:.0%} of the pictures: accuracy flatters, look at sensitivity."

@@ -4,12 +4,15 @@ Archives are read in place. Nothing is ever unpacked to disk, so that no entry o
 outside a folder.
 """
 
+import errno
 import io
 import os
 import re
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -32,6 +35,11 @@ JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 DICOM_IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
 """What Python's zip reader raises on damaged, encrypted or oddly packed entries."""
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG}
+)
 
 
 class DataRefused(ValueError):
@@ -78,6 +86,28 @@ class File:
     @property
     def suffix(self) -> str:
         return PurePosixPath(self.path).suffix.lower()
+
+
+@contextmanager
+def writing(out: Path, kept: str = "") -> Iterator[None]:
+    """Say in words what a failed write means; `kept` is what is not lost by it.
+
+    Raises:
+        DataRefused: the disk is full, or `out` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DataRefused(
+                f"{out}: the disk is full; nothing was written there. Make room (about twice the size of the"
+                f" pictures) and run again.{kept}"
+            ) from error
+        if error.errno in NO_PLACE:
+            raise DataRefused(
+                f"{out}: cannot be written ({error.strerror}). Name a folder that can be."
+            ) from error
+        raise
 
 
 def list_folder(root: Path) -> tuple[list[File], list[str]]:
@@ -232,6 +262,8 @@ def _stat(path: Path) -> os.stat_result | None:
 
 def _regular(path: Path) -> os.stat_result:
     """A pipe or device that is named like a picture would block its reader."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError("a link that leads nowhere")
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
         raise OSError("a folder that cannot be listed" if path.is_dir() else "not a regular file")

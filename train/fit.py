@@ -22,6 +22,7 @@ from hub_model.hub_folder import LABELS
 
 from . import backbones, distillation, training
 from .dataset import load_data
+from .files import DataRefused
 from .provenance import fingerprint
 from .recipes import RECIPES, Recipe
 
@@ -103,8 +104,14 @@ def fit(
                             input_size=row.input_size, mean=mean, std=std)  # fmt: skip
     processes = PartialState(cpu=not torch.cuda.is_available())
     with processes.main_process_first():  # the others find the run folder opened and the data prepared
+        fresh = not out.exists()
         checkpoints = _open_run(out, settings, overwrite and processes.is_main_process)
-        parts = load_data(data, modality=modality, seed=seed, split=split, families=families)
+        try:
+            parts = load_data(data, modality=modality, seed=seed, split=split, families=families)
+        except DataRefused:
+            if fresh:  # a folder that holds nothing but the refusal's settings would look like a run
+                shutil.rmtree(out)
+            raise
     config = hub_folder.make_config(
         build.architecture, build.model_args, build.pretrained_cfg, build.model.num_features
     )

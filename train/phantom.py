@@ -24,6 +24,7 @@ from rich.progress import track
 from hub_model.dicom import LUNG_WINDOW, lung_window
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
 
+from .files import writing
 from .imaging import OUTSIDE, axial_slice, draw_pose, draw_scan, field_of_view, film
 from .thorax import Thorax
 
@@ -94,31 +95,43 @@ def phantom(
 
     Raises:
         PhantomRefused: settings that give no data set, or `out` holds something else.
+        DataRefused: `out` cannot be written.
     """
     settings = Settings(n, seed, patients or min(n, max(6, n // 4)), modality, size, dicom)
     _check(settings, patients)
     out = Path(out)
+    console = Console(stderr=True, highlight=False, markup=False)
     if _is_done(out, settings):
+        console.print(f"{out}: holds these very phantoms already", soft_wrap=True)
         return out
+    with writing(out):
+        count = _write(out, settings, console)
+    told = f"{out}: {count:,} pictures of {settings.patients:,} synthetic patients"
+    console.print(told, soft_wrap=True)
+    return out
+
+
+def _write(out: Path, settings: Settings, console: Console) -> int:
+    """Draw and write everything, whole or not at all; returns the number of pictures."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     lines = []
-    console = Console(stderr=True, highlight=False, markup=False)
-    for number in track(range(settings.patients), "drawing synthetic patients", console=console):
-        lines += _write_patient(partial, settings, number)
-    if dicom and modality != "xray":
-        _write_series(partial, seed)
-    with open(partial / "metadata.csv", "w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(sorted(lines, key=lambda line: line["file_name"]))
-    (partial / "README.txt").write_text(README, "utf-8")
-    (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", "utf-8")
-    os.replace(partial, out)
-    told = f"{out}: {len(lines):,} pictures of {settings.patients:,} synthetic patients"
-    console.print(told, soft_wrap=True)
-    return out
+    try:
+        for number in track(range(settings.patients), "drawing synthetic patients", console=console):
+            lines += _write_patient(partial, settings, number)
+        if settings.dicom and settings.modality != "xray":
+            _write_series(partial, settings.seed)
+        with open(partial / "metadata.csv", "w", newline="", encoding="utf-8") as stream:
+            table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(sorted(lines, key=lambda line: line["file_name"]))
+        (partial / "README.txt").write_text(README, "utf-8")
+        (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", "utf-8")
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(lines)
 
 
 def _check(settings: Settings, asked: int | None) -> None:

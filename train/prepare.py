@@ -8,14 +8,12 @@ ratios, hash leak_report.json, families.png           families of copies, and wh
 done README.md                                the data set card
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,14 +23,14 @@ from rich.console import Console
 
 from hub_model.hub_folder import LABELS
 
-from .files import ZIP_LIMIT, DataRefused
+from .files import ZIP_LIMIT, DataRefused, writing
 from .grouping import code_hash, group
 from .labels import Row
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, write_manifest
 from .reading import column_of, entries_of, fingerprint, read_all
 from .sources import open_sources
-from .split import RATIOS, assign_splits, audit, check_split
+from .split import LEAKING, RATIOS, SPLITS, assign_splits, audit, check_split
 from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 
 SMALL = 256
@@ -43,11 +41,6 @@ MAX_UNREADABLE = 0.05
 
 LISTED = 20
 """Unreadable files named in a message."""
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-NO_PLACE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG}
-)
 
 
 def prepare(
@@ -100,7 +93,8 @@ def prepare(
     if _is_finished(out, settings["inputs"]):
         _say(f"{out}: was prepared before from the same files")
         return out
-    with _writing(out):
+    kept = f" The finished work in {out.name}.partial is not redone."
+    with writing(out, kept):
         partial = out.with_name(out.name + ".partial")
         (partial / "work").mkdir(parents=True, exist_ok=True)
         pictures = [row for row in rows if row.skipped is None]
@@ -115,7 +109,7 @@ def prepare(
         _write(partial / "final", entries, others, chunks, settings)
         os.replace(partial / "final", out)
         shutil.rmtree(partial, ignore_errors=True)
-    _tell(out, [*entries, *others])
+    _tell(out, [*entries, *others], split)
     return out
 
 
@@ -124,8 +118,8 @@ def _check(settings: Mapping, allow_leak: bool) -> None:
     if settings["split"] == "random" and not allow_leak:
         raise DataRefused(
             "A random split puts copies of one original, and pictures of one patient, on both sides: every"
-            " score on it is a memory test. Use split 'family', or allow the leak knowingly (--allow-leak) to"
-            " measure it."
+            " score on it is a memory test. Use split 'family'. To measure the leak knowingly, write such a"
+            " folder (prepare --split random --allow-leak) and give that one."
         )
     if settings["families"] not in ("found", "known"):
         raise DataRefused(f"Families {settings['families']!r}: accepted are 'found' and 'known'.")
@@ -141,33 +135,21 @@ def _is_finished(out: Path, inputs: str) -> bool:
     Raises:
         DataRefused: something else is there.
     """
-    with _writing(out):
+    with writing(out):
         told = out / SPLIT_FILE
-        if told.is_file() and json.loads(told.read_text("utf-8")).get("inputs") == inputs:
-            return True
+        if told.is_file():
+            found = json.loads(told.read_text("utf-8"))
+            if found.get("inputs") == inputs:
+                return True
+            raise DataRefused(
+                f"{out}: holds a data set prepared from other files or with other settings (split"
+                f" {found.get('split')!r}, seed {found.get('seed')}). Name a new folder, or remove this one."
+            )
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise DataRefused(
                 f"{out}: something else is there already. Name a new folder, or remove this one first."
             )
     return False
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Say in words what a failed write means."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise DataRefused(
-                f"{out}: the disk is full; nothing was written there. Make room (about twice the size of the"
-                f" pictures) and run again: the finished work in {out.name}.partial is not redone."
-            ) from error
-        if error.errno in NO_PLACE:
-            raise DataRefused(
-                f"{out}: cannot be written ({error.strerror}). Name a folder that can be."
-            ) from error
-        raise
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
@@ -245,18 +227,22 @@ def _write(
     contact_sheet(pictures, families).save(folder / "families.png")
 
 
-def _tell(out: Path, entries: Sequence[Entry]) -> None:
+def _tell(out: Path, entries: Sequence[Entry], split: str) -> None:
     """A line for whoever started it; nothing is left out in silence."""
     placed = [entry for entry in entries if entry.split]
+    parts = Counter(entry.split for entry in placed)
     left_out = Counter(
         "unreadable" if entry.pixels is None and entry.chunk >= 0 else entry.refused
         for entry in entries
         if entry.refused
     )
-    text = f"{out}: {len(placed):,} pictures, {len({entry.family for entry in placed}):,} families"
+    text = f"{out}: {len(placed):,} pictures of {len({entry.family for entry in placed}):,} families ("
+    text += ", ".join(f"{name} {parts[name]:,}" for name in SPLITS) + ")."
+    if split == "random":
+        text += f" {LEAKING}: they were dealt at random; scores on them measure memory."
     if left_out:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in left_out.most_common())
-        text += f". Left out, by name in {MANIFEST_FILE}: {reasons}"
+        text += f" Left out, by name in {MANIFEST_FILE}: {reasons}."
     _say(text)
 
 

@@ -59,6 +59,7 @@ def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1
         The chunk files, in the order of `rows`.
     """
     import joblib
+    from joblib.externals.loky import get_reusable_executor
 
     parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     targets = [folder / f"{fingerprint(part, settings)[:32]}.parquet" for part in parts]
@@ -71,6 +72,8 @@ def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1
         jobs = max(1, min(jobs, len(todo)))
         for count in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls):
             progress.advance(task, count)
+    if jobs > 1:  # idle workers would hold a gigabyte and more while families are sought
+        get_reusable_executor().shutdown(wait=True)
     return targets
 
 

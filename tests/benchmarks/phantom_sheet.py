@@ -1,9 +1,10 @@
-"""A contact sheet: phantoms above, real pictures below, class by class; to judge with one's own eyes.
+"""A contact sheet of phantoms, class by class; beside real pictures, to judge with one's own eyes.
 
-    python -m tests.benchmarks.phantom_sheet ../shared/data sheet.png [--modality ct] [--columns 7] [--seed 0]
+    python -m tests.benchmarks.phantom_sheet docs/phantoms.png --columns 7 --cell 130
+    python -m tests.benchmarks.phantom_sheet sheet.png --beside ../shared/data [--modality ct] [--seed 0]
 
-DATA is a folder with a `metadata.csv` (file_name, modality, label). The sheet holds real pictures: mind
-their licence before passing it on.
+DATA is a folder with a `metadata.csv` (file_name, modality, label). A sheet with real pictures: mind their
+licence before passing it on.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from PIL import Image, ImageDraw
 from hub_model.hub_folder import LABELS, MODALITIES
 from train.phantom import draw_patient, draw_view, grey
 
-CELL = (230, 230)  # pixels
-GAP = 4
+GAP = 4  # pixels
+TITLE = 16
 
 
 def phantoms(modality: str, label: int, count: int, seed: int) -> list[Image.Image]:
@@ -39,34 +40,39 @@ def real(data: Path, modality: str, label: int, count: int, seed: int) -> list[I
     return [Image.open(data / rows[index]["file_name"]).convert("L") for index in chosen]
 
 
-def sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
-    """Rows of pictures, each under its title."""
-    width, height = CELL[0] + GAP, CELL[1] + GAP + 16
-    canvas = Image.new("L", (width * max(len(pictures) for _, pictures in rows), height * len(rows)), 40)
-    draw = ImageDraw.Draw(canvas)
-    for line, (title, pictures) in enumerate(rows):
-        draw.text((GAP, line * height + 2), title, fill=255)
+def sheet(rows: list[tuple[str, list[Image.Image]]], cell: int) -> Image.Image:
+    """Rows of pictures of at most `cell` pixels a side, each row under its title and as high as it needs."""
+    for _, pictures in rows:
+        for picture in pictures:
+            picture.thumbnail((cell, cell))
+    heights = [TITLE + GAP + max(picture.height for picture in pictures) for _, pictures in rows]
+    width = (cell + GAP) * max(len(pictures) for _, pictures in rows) - GAP
+    canvas, top = Image.new("L", (width, sum(heights)), 40), 0
+    for (title, pictures), height in zip(rows, heights, strict=True):
+        ImageDraw.Draw(canvas).text((GAP, top + 2), title, fill=255)
         for column, picture in enumerate(pictures):
-            picture.thumbnail(CELL)
-            canvas.paste(picture, (column * width, line * height + 16))
+            canvas.paste(picture, (column * (cell + GAP), top + TITLE))
+        top += height
     return canvas
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder with real pictures and metadata.csv")
     parser.add_argument("out", type=Path, help="picture file to write")
+    parser.add_argument("--beside", type=Path, help="folder with real pictures and metadata.csv")
     parser.add_argument("--modality", choices=MODALITIES)
     parser.add_argument("--columns", type=int, default=7)
+    parser.add_argument("--cell", type=int, default=230, help="pixels a picture takes, at most, a side")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = []
     for modality in [args.modality] if args.modality else MODALITIES:
         for label in (1, 0):
             what = (modality, label, args.columns, args.seed)
-            rows.append((f"PHANTOM {modality} {LABELS[label]}", phantoms(*what)))
-            rows.append((f"real {modality} {LABELS[label]}", real(args.data, *what)))
-    sheet(rows).save(args.out)
+            rows.append((f"synthetic {modality}, {LABELS[label]}", phantoms(*what)))
+            if args.beside:
+                rows.append((f"real {modality}, {LABELS[label]}", real(args.beside, *what)))
+    sheet(rows, args.cell).save(args.out, optimize=True)
     print(args.out)
 
 

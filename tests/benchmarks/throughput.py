@@ -118,7 +118,11 @@ def row(folder: Path, variant: str, counts: dict, settings) -> dict:
                 for epochs in (1, 1 + settings.epochs)
             )
             seconds[side].append((many - one) / settings.epochs)
-            print(f"{variant} {side}: {counts['train'] / seconds[side][-1]:.1f} images/s", file=sys.stderr, flush=True)
+            print(
+                f"{variant} {side}: {counts['train'] / seconds[side][-1]:.1f} images/s",
+                file=sys.stderr,
+                flush=True,
+            )
     rates = {side: counts["train"] / statistics.median(values) for side, values in seconds.items()}
     return {"variant": variant, **rates, "ratio": rates["ours"] / rates["keras"], "epoch_seconds": seconds}
 
