@@ -33,6 +33,12 @@ SMALL_HEAT = 0.6  # strength of the heat map in small pictures, where it cannot 
 SMALL = 224  # pixels of the shorter side below which detail is missing
 LONG = 2.0  # ratio of the sides from which squeezing into a square matters
 
+LINK_STATES = (
+    "",
+    "_hover",
+    "_active",
+    "_visited",
+)  # gradio's own colours of a link hovered over are too pale
 PREFIX = "page_"
 """Of the keys given to Gradio, which would translate any value that is the name of a text, "ct" say."""
 OVERALL_MEASURES = {
@@ -463,6 +469,6 @@ def theme() -> gr.themes.Base:
         input_placeholder_color_dark="*neutral_400",
         color_accent="*primary_700",
         color_accent_soft="*primary_50",
-        link_text_color="*primary_700",
-        link_text_color_dark="*primary_300",
+        **{f"link_text_color{state}": "*primary_700" for state in LINK_STATES},
+        **{f"link_text_color{state}_dark": "*primary_300" for state in LINK_STATES},
     )

@@ -4,6 +4,7 @@ Each audit asks how far one gets with what should not tell: the picture's margin
 it came from (Maguolo & Nanni 2021, arXiv:2004.12823; DeGrave et al. 2021, Nature Machine Intelligence 3:610-619).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from PIL import Image, ImageOps
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -25,6 +27,7 @@ CENTRE = 0.6
 """Side of the blacked-out (or the only kept) middle of the picture, as a share of its sides: it holds the lungs."""
 COARSE = 16
 THUMBNAIL = 32
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def borders_only(image: Image.Image) -> Image.Image:
@@ -107,9 +110,10 @@ def _auroc(labels, margins, families, seed: int) -> dict:
 
 
 def thumbnails(part) -> np.ndarray:
-    """(n, 1024) equalised thumbnails in 0..1: the trivial cue of ``data``'s own description."""
-    small = (row["image"].convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for row in part)
-    return np.stack([np.asarray(ImageOps.equalize(image), np.float32).ravel() / 255 for image in small])
+    """(n, 1024) thumbnails of the equalised pictures, in 0..1: a cue that shows no lung structure."""
+    equal = (ImageOps.equalize(row["image"].convert("L")) for row in part)
+    small = (image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for image in equal)
+    return np.stack([np.asarray(image, np.float32).ravel() / 255 for image in small])
 
 
 def _thumbnail(parts, ours: np.ndarray, seed: int) -> dict:
@@ -117,7 +121,7 @@ def _thumbnail(parts, ours: np.ndarray, seed: int) -> dict:
 
     Also by source where one has both classes. ``advantage`` is what the network's AUROC has over it, paired.
     """
-    theirs = _cue(parts["train"]).decision_function(thumbnails(parts["test"]))
+    theirs = _cue(parts).decision_function(thumbnails(parts["test"]))
     labels, families, sources = (np.array(parts["test"][key]) for key in ("label", "family", "source"))
     chosen = {"all": np.ones(len(labels), bool)} | {str(name): sources == name for name in np.unique(sources)}
     return {
@@ -132,10 +136,20 @@ def _thumbnail(parts, ours: np.ndarray, seed: int) -> dict:
     }
 
 
-def _cue(train):
-    """Logistic regression on the thumbnails of a part."""
-    cue = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
-    return cue.fit(thumbnails(train), train["label"])
+def _cue(parts, without: Sequence[str] = ()):
+    """Logistic regression on the thumbnails of the train part; validation chooses its strength, lest it be a man of
+    straw. Sources in ``without`` are kept from both."""
+    known = {
+        name: parts[name].filter(lambda source: source not in without, input_columns="source")
+        for name in ("train", "validation")
+    }
+    pixels = {name: thumbnails(part) for name, part in known.items()}
+
+    def score(cue) -> float:
+        return roc_auc_score(known["validation"]["label"], cue.decision_function(pixels["validation"]))
+
+    cues = (make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)) for c in STRENGTHS)
+    return max((cue.fit(pixels["train"], known["train"]["label"]) for cue in cues), key=score)
 
 
 def _source(folder, parts, test: Predictions, seed: int) -> dict:
@@ -172,7 +186,7 @@ def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
     if not left_out or folder.modality != modality:
         raise WrongData(f"{path} is no fold of this run: fit it on the same data with --without-source NAME.")
     everything = datasets.concatenate_datasets(list(parts.values()))
-    cue = _cue(parts["train"].filter(lambda source: source not in left_out, input_columns="source"))
+    cue = _cue(parts, left_out)
     rows = {}
     for source in left_out:
         own = everything.filter(lambda s, source=source: s == source, input_columns="source")
