@@ -12,6 +12,7 @@ from PIL import Image
 from hub_model import Screener, hub_folder
 from tests.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.audits import audit, borders_only, centre_only, coarse_only
+from train.card import CardRefused, card
 from train.compare import NothingToCompare, compare
 from train.evaluation import AlreadyScored, evaluate
 from train.foreign import KINDS, foreign_pictures, kinds_for
@@ -73,6 +74,19 @@ def test_pictures_of_the_figures_are_drawn(evaluated):
 def test_test_part_is_scored_once_unless_said(run, archive):  # noqa: F811
     with pytest.raises(AlreadyScored, match="makes it less of a test"):
         evaluate(run, data=[str(archive)])
+
+
+def test_without_a_guard_the_figures_are_the_same_and_no_card_is_written(evaluated, archive, tmp_path):  # noqa: F811
+    out = tmp_path / "ct"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=3, learning_rate=3e-3, input_size=32))
+        fit(data=[str(archive)], modality="ct", variant=SMALL, recipe="tiny", out=out)
+    found = evaluate(out, data=[str(archive)], guard=False)
+    guarded = json.loads((evaluated / "evaluation.json").read_text())
+    assert found["test"] == guarded["test"] and found["validation"] == guarded["validation"]
+    assert "guard" not in found and not (out / hub_folder.GUARD).exists()
+    with pytest.raises(CardRefused, match="no input guard"):
+        card(out)
 
 
 def test_other_data_is_refused(run, archive, tmp_path):  # noqa: F811

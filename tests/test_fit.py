@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from safetensors.torch import load_file
 
 import train.fit as fitting
 from hub_model import Screener, hub_folder
+from tests.made_run import make_run
 from train import training
+from train.distillation import TeacherRefused
 from train.fit import FitRefused, choose_recipe, fit
 from train.recipes import RECIPES, Recipe
 from train.training import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
@@ -146,6 +149,39 @@ def test_bad_settings_are_refused_before_any_work(archive, tmp_path):
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(archive, tmp_path):
     with pytest.raises(training.TrainingFailed, match=r"became (nan|inf) at step \d+ .*batch with .*\.png"):
         run(archive, tmp_path / "x", learning_rate=1e30)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it(archive, tmp_path, monkeypatch):
+    unbroken = run(archive, tmp_path / "unbroken", epochs=3)
+    out, limits = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    whole = training.Complete.on_save
+
+    def fill(self, args, state, control, **kwargs):
+        whole(self, args, state, control, **kwargs)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the next checkpoint is larger
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Complete, "on_save", fill)
+        try:
+            with pytest.raises(training.TrainingFailed, match=r"could not be saved .* before it is whole"):
+                run(archive, out, epochs=3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (kept,) = (out / "trainer").glob("checkpoint-*")
+    assert training.last_complete(out / "trainer") == kept and not (out / hub_folder.CONFIG).exists()
+    resumed = run(archive, out, epochs=3)
+    first, second = (load_file(path / hub_folder.WEIGHTS) for path in (unbroken, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_teachers_of_other_pictures_or_labels_are_refused(archive, finished, tmp_path):
+    with pytest.raises(TeacherRefused, match="reads xray pictures, and these are ct"):
+        run(archive, tmp_path / "x", teacher=[str(make_run(tmp_path / "films", "xray"))])
+    other = shutil.copytree(finished, tmp_path / "other")
+    config = json.loads((other / hub_folder.CONFIG).read_text())
+    (other / hub_folder.CONFIG).write_text(json.dumps({**config, "label_names": ["COVID", "Non-COVID"]}))
+    with pytest.raises(hub_folder.FolderRefused, match="label_names"):
+        run(archive, tmp_path / "y", teacher=[str(other)])
 
 
 def test_every_variant_has_a_recipe_and_chooses_it():

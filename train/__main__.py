@@ -16,6 +16,7 @@ VERBS = {
     "explore": "explore:explore",
     "start": "starting_points:start",
     "fit": "fit:fit",
+    "soup": "soup:soup",
     "evaluate": "evaluation:evaluate",
     "audit": "audits:audit",
     "compare": "compare:compare",

@@ -257,6 +257,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "base_model": _base_model(settings),
         "teachers": _said(settings.get("teacher")),
         "recipe": provenance.get("recipe", {}),
+        "soup": _soup(provenance.get("soup") or []),
         "families": provenance.get("families", "found"),
         "without_source": ", ".join(provenance.get("without_source") or []),
         "training": _training(provenance.get("training")),
@@ -360,6 +361,11 @@ def _evaluation(run: Path, screening: dict) -> dict:
             f"{file} was measured at the thresholds {measured}, {hub_folder.SCREENING} has {chosen}. "
             "Evaluate the run again."
         )
+    if "guard" not in evaluation:
+        raise CardRefused(
+            f"{run} was evaluated for comparison only and has no input guard, so it would answer a photograph of a "
+            f"cat. Say `python -m train evaluate {run} --again`."
+        )
     return evaluation
 
 
@@ -434,6 +440,14 @@ def _start(settings: dict, architecture: str) -> str:
     if settings.get("pretrained") == "True":
         return f"timm's published weights `{settings.get('variant', architecture)}`"
     return "random numbers"
+
+
+def _soup(members: list[dict]) -> list[str]:
+    """What sets each run apart whose weights were averaged, in words; no entries where the weights are one run's."""
+    return [
+        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(member["settings"].items()))
+        for member in members
+    ]
 
 
 def _base_model(settings: dict) -> str | None:

@@ -15,8 +15,19 @@ from .predict import run
 from .training import Images
 
 
+class TeacherRefused(ValueError):
+    """A teacher that was made for other pictures."""
+
+
 def with_teachers(
-    train: Images, part, teachers: list[str], unlabelled: Path | None, transform, config: dict, share: float
+    train: Images,
+    part,
+    teachers: list[str],
+    unlabelled: Path | None,
+    transform,
+    config: dict,
+    share: float,
+    modality: str,
 ) -> Images:
     """Training images whose targets are mixed with the mean probability of the teachers.
 
@@ -27,11 +38,19 @@ def with_teachers(
         unlabelled: a folder of further pictures that the teachers alone label, or None.
         transform, config: of the network to be trained.
         share: the teachers' share in the targets of labelled images.
+        modality: of the pictures.
 
     Raises:
-        FolderRefused: a teacher cannot be opened.
+        FolderRefused: a teacher cannot be opened, or names its classes otherwise.
+        TeacherRefused: a teacher reads the other modality.
     """
     folders = [hub_folder.load(teacher) for teacher in teachers]
+    for folder in folders:
+        if folder.modality != modality:
+            raise TeacherRefused(
+                f"--teacher {folder.path} reads {folder.modality} pictures, and these are {modality}: its "
+                "probabilities would mean nothing. Give a teacher of the same modality."
+            )
     told = _mean_probability(folders, [row["image"].convert("L") for row in part])
     train.targets = torch.lerp(train.targets, _two(told), share)
     if unlabelled is None:

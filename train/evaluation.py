@@ -36,6 +36,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="seed of the bootstrap and of the guard's foreign pictures")] = 0,
     half: Annotated[bool, typer.Option(help="store the weights in half precision")] = False,
     again: Annotated[bool, typer.Option(help="score the test part although it was scored before")] = False,
+    guard: Annotated[
+        bool, typer.Option(help="fit and measure the input guard; without it a run is for comparison only")
+    ] = True,
 ) -> dict:
     """Calibrate RUN on validation and score its test part; writes evaluation.json, screening.json and plots/.
 
@@ -53,8 +56,8 @@ def evaluate(
     split, parts = split_of(folder), parts_of(folder, data)
     marks = fingerprint(parts)
     started = time.monotonic()
-    other = _other_modality(data, folder.modality, seed, split["families"])
-    folder = _calibrate(folder, parts, other, seed, half)
+    other = _other_modality(data, folder.modality, seed, split["families"]) if guard else None
+    folder = _calibrate(folder, parts, other, seed, half, guard)
     validation = predict(folder, parts["validation"], "validation")
     test = predict(folder, parts["test"], "test")
     thresholds = {name: point["threshold"] for name, point in folder.screening["operating_points"].items()}
@@ -70,7 +73,11 @@ def evaluate(
         "validation": _part(validation, thresholds, seed),
         "test": {**_part(test, thresholds, seed), "abstained": _abstained(folder, test)},
         "test_by_source": _by_source(test, thresholds, seed),
-        "guard": guarding.measure_guard(folder, parts["test"], other and other["test"], seed),
+        **(
+            {"guard": guarding.measure_guard(folder, parts["test"], other and other["test"], seed)}
+            if guard
+            else {}
+        ),
         "environment": _environment(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -104,7 +111,9 @@ def _other_modality(data, modality: str, seed: int, families: str):
         return None
 
 
-def _calibrate(folder: hub_folder.HubFolder, parts, other, seed: int, half: bool) -> hub_folder.HubFolder:
+def _calibrate(
+    folder: hub_folder.HubFolder, parts, other, seed: int, half: bool, guarded: bool
+) -> hub_folder.HubFolder:
     """Fold the temperature, choose the operating points, fit the guard and save; returns the folder as reopened."""
     labels = np.array(parts["validation"]["label"])
     calibration.require_both_classes(labels)
@@ -118,7 +127,9 @@ def _calibrate(folder: hub_folder.HubFolder, parts, other, seed: int, half: bool
     found = figures(labels, expit(calibrated.margins), calibrated.families, _thresholds(points), seed)
     for name, point in points.items():
         point["validation"] = {key: found["at"][name][key] for key in ("sensitivity", "specificity")}
-    guard, limits = guarding.fit_guard(folder, parts, other and other["train"], seed)
+    guard, limits = (
+        guarding.fit_guard(folder, parts, other and other["train"], seed) if guarded else (None, {})
+    )
     screening = {
         **folder.screening,
         "calibrated": True,

@@ -88,6 +88,7 @@ def fit(
     Raises:
         FitRefused: unknown variant or recipe, or a run folder that holds something else.
         DataRefused: data that cannot be used.
+        TeacherRefused: a teacher of the other modality.
         TrainingFailed: the loss stopped being a number; the last good checkpoint stays for a look.
     """
     settings = {
@@ -122,7 +123,7 @@ def fit(
     _check_classes(train, validation)
     if teacher:
         train = distillation.with_teachers(
-            train, known["train"], teacher, unlabelled, transform, config, distil
+            train, known["train"], teacher, unlabelled, transform, config, distil, modality
         )
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)

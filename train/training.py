@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import group_parameters
 from timm.utils import ModelEmaV3
@@ -229,6 +230,18 @@ class RecipeTrainer(Trainer):
             return 0.0
         named = dict(self.network.named_parameters())
         return self.recipe.l2 * sum(named[name].square().sum() for name in self.recipe.l2_kernels)
+
+    def _save_checkpoint(self, model, trial):
+        """Where the disk is full, the half-written checkpoint goes and the one before it stays."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch's and safetensors' own
+            step = self.state.global_step
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{step}", ignore_errors=True)
+            raise TrainingFailed(
+                f"The checkpoint of step {step} could not be saved under {self.args.output_dir}: {error} "
+                "The one before it is whole. Make room and repeat the command to go on from there."
+            ) from error
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the moving average where the recipe keeps one: it is what will be shipped."""
