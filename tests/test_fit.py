@@ -24,6 +24,7 @@ from tests.made_run import make_run
 from train import training
 from train.distillation import TeacherRefused
 from train.fit import FitRefused, choose_recipe, fit
+from train.probe import source_directions
 from train.recipes import RECIPES, Recipe
 from train.training import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
 
@@ -311,7 +312,7 @@ def test_source_directions_hold_what_tells_sources_apart_and_nothing_else():
     features = rng.normal(size=(400, 6))
     features[:, 0] += 4 * (sources == "a")
     features[:, 1] += 4 * labels
-    basis = training.source_directions(features, labels, sources, 1)
+    basis = source_directions(features, labels, sources, 1)
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     left = np.eye(6) - basis @ basis.T
     assert left[0, 0] < 0.05 and left[1, 1] > 0.9
@@ -319,4 +320,4 @@ def test_source_directions_hold_what_tells_sources_apart_and_nothing_else():
 
 def test_one_source_a_class_leaves_nothing_to_be_blind_to():
     features, labels = np.random.default_rng(0).normal(size=(40, 3)), np.repeat([0, 1], 20)
-    assert training.source_directions(features, labels, np.where(labels, "a", "b"), 3).shape == (3, 0)
+    assert source_directions(features, labels, np.where(labels, "a", "b"), 3).shape == (3, 0)

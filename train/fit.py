@@ -20,7 +20,7 @@ from transformers.trainer_callback import ProgressCallback
 from hub_model import hub_folder
 from hub_model.hub_folder import LABELS
 
-from . import backbones, distillation, training
+from . import backbones, distillation, probe, training
 from .dataset import load_data
 from .files import DataRefused
 from .provenance import fingerprint
@@ -130,7 +130,7 @@ def fit(
     clock = training.Complete(last)
     trainer.add_callback(clock)
     if row.probe and last is None:
-        training.probe_head(trainer.network, train, trainer.batches, trainer.sampler().weights)
+        probe.probe_head(trainer.network, train, trainer.batches, trainer.sampler().weights)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     processes.wait_for_everyone()
     if not processes.is_main_process:

@@ -2,16 +2,20 @@
 
     python -m tests.benchmarks.networks RUNS
 
-RUNS holds evaluated hub folders. Writes docs/measured/documented.* (the six documented networks beside what their
-authors published) and docs/measured/stock.* (all others). Nothing is trained or scored here.
+RUNS holds hub folders as `fit` and `evaluate` leave them. Writes docs/measured/documented.* (the documented networks
+beside what their authors published), stock.* (all others that were evaluated) and tried.* (every stock network that was
+trained, evaluated or not, by its validation figure). Nothing is trained or scored here.
 """
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hub_model import hub_folder
 from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
+from train.recipes import RECIPES
 
 # Accuracy, and sensitivity / specificity for COVID. Its class names were encoded in alphabetical order, COVID as 0, so
 # that the precision and recall it reports are those of Non-COVID; from them and the class counts of its test parts (CT
@@ -28,59 +32,154 @@ PUBLISHED = {
     ("xray", "covid_cnn_5"): (0.832, 0.797, 0.858),
 }
 NAMES = {"ct": "CT", "xray": "X-ray"}
+EMBEDDED = {
+    hub_folder.read_json(path / hub_folder.SCREENING)["weights_sha256"]
+    for path in hub_folder.embedded().values()
+}
 
 
 def main() -> None:
-    runs = sorted(path.parent for path in Path(sys.argv[1]).glob(f"*/{hub_folder.EVALUATION}"))
+    runs = sorted(path.parent for path in Path(sys.argv[1]).glob(f"*/{hub_folder.SCREENING}"))
     rows = [row for row in map(read, runs) if not row["without_source"]]
     if not rows:
-        sys.exit(f"No evaluated run in {sys.argv[1]}.")
-    rows.sort(key=lambda row: (row["modality"], row["architecture"] not in VARIANTS, row["name"]))
-    documented = [row for row in rows if row["architecture"] in VARIANTS]
+        sys.exit(f"No finished run in {sys.argv[1]}.")
+    rows.sort(key=lambda row: (row["modality"], row["architecture"], row["name"]))
+    documented = [row for row in rows if row["architecture"] in VARIANTS and "auroc" in row]
     stock = [row for row in rows if row["architecture"] not in VARIANTS]
+    write_documented(documented)
+    write_stock([row for row in stock if "auroc" in row])
+    write_tried(stock)
+
+
+def write_documented(rows: list[dict]) -> None:
     head = ["network", "published: accuracy", "its COVID sensitivity / specificity", "ours: accuracy", "sensitivity",
             "specificity", "AUROC"]  # fmt: skip
-    table = measured.table(head, [[label(row), *published(row), *ours(row)] for row in documented])
+    table = measured.table(
+        head, [[f"{NAMES[r['modality']]} `{r['architecture']}`", *published(r), *ours(r)] for r in rows]
+    )
+    precision = " in bfloat16" if all(row["bf16"] for row in rows) else ""
     text = (
-        "The documented networks by their own recipes, on splits that no family of copies crosses, decided at the "
-        "balanced operating point chosen on validation; test parts of "
-        f"{counts(documented)} pictures. What was published came from a random split of augmented pictures, and is "
+        f"The documented networks by their own recipes, trained{precision} on splits that no family of copies crosses, "
+        "decided at the balanced operating point chosen on validation; test parts of "
+        f"{counts(rows)} pictures. What was published came from a random split of augmented pictures, and is "
         "read here for COVID (its 'recall' was that of Non-COVID); another collection, so no figure is to be "
-        "subtracted from another. 95 % intervals resample families (`python -m tests.benchmarks.networks RUNS`)."
+        "subtracted from another. 95 % intervals resample families (`python -m tests.benchmarks.networks RUNS`). "
+        "On the X-ray side collection and label coincide, so those figures count collections rather than disease."
         f"\n\n{table}"
     )
-    measured.write("documented", {"rows": documented}, text)
-    head = ["network", "recipe", "validation AUROC", "test: AUROC", "accuracy", "sensitivity", "specificity"]
-    cells = [[label(row), row["recipe"], row["validation_auroc"], *reversed_ours(row)] for row in stock]
+    measured.write("documented", {"rows": rows}, text)
+
+
+def write_stock(rows: list[dict]) -> None:
+    inside = sorted({name for row in rows for name in row["inside"]})
+    head = ["network", "trained by", "validation AUROC", "test: AUROC", *(f"AUROC inside {name}" for name in inside),
+            "accuracy", "sensitivity", "specificity"]  # fmt: skip
+    lines = []
+    for row in rows:
+        accuracy, sensitivity, specificity, auroc = ours(row)
+        within = [measured.interval(row["inside"][n]) if n in row["inside"] else "" for n in inside]
+        lines.append(
+            [label(row), how(row), validation(row), auroc, *within, accuracy, sensitivity, specificity]
+        )
     text = (
-        "Stock timm networks on the same splits, at the balanced operating point; 'scratch' began at random weights, "
-        "the others at ImageNet's. Validation chose what is shipped, test never did.\n\n"
-        + measured.table(head, [[str(cell) for cell in line] for line in cells])
+        "Stock timm networks on the same splits, at the balanced operating point; *scratch* began at random weights, "
+        "the others at ImageNet's. Validation chose what is embedded (bold), test never did.\n\n"
+        + measured.table(head, lines)
     )
-    measured.write("stock", {"rows": stock}, text)
+    measured.write("stock", {"rows": rows}, text)
+
+
+def write_tried(rows: list[dict]) -> None:
+    rows = sorted(rows, key=lambda row: (row["modality"], -row["validation_auroc"]))
+    lines = [
+        [
+            label(row),
+            how(row),
+            f"{row['seconds'] / 60:.0f}",
+            validation(row),
+            "yes" if "auroc" in row else "no",
+        ]
+        for row in rows
+    ]
+    text = (
+        "Every stock network that was trained for this version, by what it reached on validation (best first): "
+        f"{measured_on(rows)}. What was not scored on test was never looked at there.\n\n"
+        + measured.table(["network", "trained by", "minutes", "validation AUROC", "scored on test"], lines)
+    )
+    measured.write("tried", {"rows": rows}, text)
 
 
 def read(run: Path) -> dict:
+    screening = hub_folder.read_json(run / hub_folder.SCREENING)
+    config = hub_folder.read_json(run / hub_folder.CONFIG)
+    provenance = screening["provenance"]
+    row = {
+        "name": run.name,
+        "modality": screening["modality"],
+        "architecture": config["architecture"],
+        "model_args": config.get("model_args") or {},
+        "recipe": provenance["recipe"],
+        "soup": len(provenance.get("soup") or []),
+        "teachers": provenance["settings"].get("teacher", "None"),
+        "bf16": provenance["settings"].get("bf16") == "True",
+        "images": provenance["images"],
+        "seconds": provenance["training"]["seconds"],
+        "without_source": provenance["without_source"],
+        "embedded": screening["weights_sha256"] in EMBEDDED,
+    }
+    if not (run / hub_folder.EVALUATION).is_file():
+        history = [
+            epoch["validation_auroc"]
+            for epoch in provenance.get("history", [])
+            if "validation_auroc" in epoch
+        ]
+        members = [member["validation_auroc"] for member in provenance.get("soup") or []]
+        return {**row, "validation_auroc": (history or members)[-1]}
     evaluation = hub_folder.read_json(run / hub_folder.EVALUATION)
-    provenance = hub_folder.read_json(run / hub_folder.SCREENING)["provenance"]
-    recipe = provenance["recipe"]
     at = evaluation["test"]["at"]["balanced"]
     return {
-        "name": run.name,
-        "modality": evaluation["modality"],
-        "architecture": evaluation["architecture"],
-        "recipe": f"{recipe['name']}, {recipe['epochs']} epochs, {recipe['input_size']} px",
-        "parameters": evaluation["parameters"],
-        "validation_auroc": f"{evaluation['validation']['auroc']['value']:.3f}",
-        "without_source": provenance["without_source"],
+        **row,
+        "validation_auroc": evaluation["validation"]["auroc"]["value"],
         "n": evaluation["test"]["n"],
         "auroc": evaluation["test"]["auroc"],
+        "inside": {
+            name: found["auroc"]
+            for name, found in evaluation["test_by_source"].items()
+            if 0 < found["positives"] < found["n"] < evaluation["test"]["n"]
+        },
         **{name: at[name] for name in ("accuracy", "sensitivity", "specificity")},
     }
 
 
+def how(row: dict) -> str:
+    """The recipe: what it shares with a row of `train/recipes.py` by name, then what differs from it."""
+    told, name = row["recipe"], row["recipe"]["name"]
+    base = name if name in RECIPES else "transfer"
+    usual = json.loads(json.dumps(asdict(RECIPES[base])))
+    changes = [
+        f"{key.replace('_', ' ')} {told[key]}" for key in usual if key in told and told[key] != usual[key]
+    ]
+    words = [base, *changes]
+    words += [f"soup of {row['soup']}"] if row["soup"] else []
+    words += ["distilled"] if row["teachers"] not in ("None", "[]") else []
+    return ", ".join(words)
+
+
+def validation(row: dict) -> str:
+    return f"{row['validation_auroc']:.3f}"
+
+
+def measured_on(rows: list[dict]) -> str:
+    sizes = {NAMES[row["modality"]]: row["images"]["validation"] for row in rows}
+    return " and ".join(f"{n:,} {name} pictures" for name, n in sizes.items())
+
+
 def label(row: dict) -> str:
-    return f"{NAMES[row['modality']]} `{row['name'].split('-', 1)[1]}`"
+    args = row["model_args"]
+    detail = f" {'-'.join(map(str, args['layers']))}" if "layers" in args else ""
+    detail += ", average and maximum pooled" if args.get("global_pool") == "fastcatavgmax" else ""
+    name = f"{NAMES[row['modality']]} `{row['architecture']}`{detail}"
+    return f"**{name}**" if row["embedded"] else name
 
 
 def published(row: dict) -> list[str]:
@@ -94,11 +193,6 @@ def published(row: dict) -> list[str]:
 
 def ours(row: dict) -> list[str]:
     return [measured.interval(row[name]) for name in ("accuracy", "sensitivity", "specificity", "auroc")]
-
-
-def reversed_ours(row: dict) -> list[str]:
-    accuracy, sensitivity, specificity, auroc = ours(row)
-    return [auroc, accuracy, sensitivity, specificity]
 
 
 def counts(rows: list[dict]) -> str:
