@@ -63,6 +63,11 @@ class Augmentation:
 
 AUGMENTATIONS = {
     "none": {"xray": Augmentation(), "ct": Augmentation()},
+    # nothing is resampled: sharpness and framing stay as they came
+    "tones": {
+        "xray": Augmentation(mirror=0.5, gamma=(0.7, 1.4), window=0.12, equalise=0.2, corner=0.25, largest=0.2),
+        "ct": Augmentation(mirror=0.5, gamma=(0.75, 1.33), window=0.12, corner=0.1, largest=0.2),
+    },
     "light": {
         "xray": Augmentation(degrees=7, zoom=(0.9, 1.0), fill="border", gamma=(0.8, 1.25), window=0.1,
                              corner=0.25, largest=0.2),
