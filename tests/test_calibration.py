@@ -48,7 +48,10 @@ def test_abstain_band_holds_the_nearest_twentieth_on_either_side():
 
 
 def test_abstain_band_ends_at_certainty_where_a_side_has_fewer_images():
-    margins, labels = np.arange(40) / 10, np.arange(40) < 20  # one of twenty may be missed: one image lies below
+    margins, labels = (
+        np.arange(40) / 10,
+        np.arange(40) < 20,
+    )  # one of twenty may be missed: one image lies below
     low, high = operating_points(margins, labels.astype(int))["sensitivity"]["abstain"]
     assert low == 0 and high == pytest.approx((expit(margins[2]) + expit(margins[3])) / 2)
 

@@ -26,19 +26,19 @@ from train.starting_points import resnetv2_args, start
 from train.training import BalancedSampler, Batches, keep_memory, read_images
 
 FOLDS, REPEATS = 5, 3
-POOLS = {"avg": "avg", "avg and max": "fastcatavgmax"}
+POOL = "fastcatavgmax"  # averages first, then maxima
 UNSEEN = ("hannover", "cxnet", "ieee8023")
 BOTH = "ieee8023"
 
 
 class Part:
-    """Rows of train and validation with the features of one network."""
+    """Rows of train and validation with the features of one network: averages (N, D), then maxima too (N, 2 D)."""
 
-    def __init__(self, data: str, init: Path, modality: str, blocks: int, pool: str, size: int) -> None:
+    def __init__(self, data: str, init: Path, modality: str, blocks: int, size: int) -> None:
         split = "official" if modality == "ct" else "family"
         parts = load_data([data], modality=modality, split=split, families="known")
         rows = concatenate_datasets([parts["train"], parts["validation"]])
-        args = resnetv2_args(blocks) | {"global_pool": pool}
+        args = resnetv2_args(blocks) | {"global_pool": POOL}
         build = backbones.build(
             "resnetv2_50", init=init, model_args=args, input_size=size, mean=0.4185, std=0.2822
         )
@@ -47,41 +47,47 @@ class Part:
         images = read_images(rows, hub_folder.transform_of(config), cfg, f"{modality} at {size}")
         network = build.model.to(memory_format=torch.channels_last)
         everything = torch.arange(len(images))
-        self.features = features_of(network, images, everything, Batches(cfg, modality)).numpy()
+        both = features_of(network, images, everything, Batches(cfg, modality)).numpy()
+        self.pooled = {"avg": both[:, : both.shape[1] // 2], "avg and max": both}
         self.labels, self.sources = images.labels.numpy(), images.sources
         self.families = np.array(rows["family"])
 
-    def scores(self, learn: np.ndarray, judge: np.ndarray, strength: float, blind: int = 0) -> np.ndarray:
-        """Log-odds of the rows ``judge`` by a regression on the rows ``learn``, standardised over ``judge``."""
+    def scores(
+        self, pool: str, learn: np.ndarray, judge: np.ndarray, strength: float, blind: int
+    ) -> np.ndarray:
+        """Log-odds of the rows ``judge`` by a regression on the rows ``learn``."""
+        features = self.pooled[pool]
         weights = BalancedSampler(
             torch.from_numpy(self.labels[learn]), self.sources[learn], True, 0
         ).weights.numpy()
         slope, intercept = fit_probe(
-            self.features[learn], self.labels[learn], self.sources[learn], weights, strength, blind
+            features[learn], self.labels[learn], self.sources[learn], weights, strength, blind
         )
-        return self.features[judge] @ slope + intercept
+        return features[judge] @ slope + intercept
 
     def folds(self, seed: int):
         kinds = np.char.add(self.sources.astype(str), self.labels.astype(str))
         return StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(kinds, kinds, self.families)
 
     def crossed(
-        self, strength: float, blind: int = 0, seed: int = 0, without: str | None = None
+        self, pool: str, strength: float, blind: int = 0, seed: int = 0, without: str | None = None
     ) -> np.ndarray:
         """Each row's log-odds by the fold that did not learn it, nor anything of the source ``without``."""
         found = np.zeros(len(self.labels))
         for learn, judge in self.folds(seed):
-            found[judge] = self.scores(learn[self.sources[learn] != without], judge, strength, blind)
+            found[judge] = self.scores(pool, learn[self.sources[learn] != without], judge, strength, blind)
         return found
 
 
 def ct(data: str, inits: dict[int, Path]) -> None:
     rows = []
     for size in (224, 320):
-        for blocks in inits:
-            for pool, name in POOLS.items():
-                part = Part(data, inits[blocks], "ct", blocks, name, size)
-                aurocs = [roc_auc_score(part.labels, part.crossed(0.1, seed=seed)) for seed in range(REPEATS)]
+        for blocks, init in inits.items():
+            part = Part(data, init, "ct", blocks, size)
+            for pool in part.pooled:
+                aurocs = [
+                    roc_auc_score(part.labels, part.crossed(pool, 0.1, seed=seed)) for seed in range(REPEATS)
+                ]
                 rows.append(
                     {"size": size, "blocks": blocks, "pool": pool, "n": len(part.labels), "auroc": aurocs}
                 )
@@ -101,15 +107,15 @@ def ct(data: str, inits: dict[int, Path]) -> None:
 def xray(data: str, inits: dict[int, Path]) -> None:
     rows = []
     for blocks, init in inits.items():
-        part = Part(data, init, "xray", blocks, "avg", 224)
+        part = Part(data, init, "xray", blocks, 224)
         both, positive = part.sources == BOTH, part.labels == 1
         for blind in (0, 3):
             row = {"blocks": blocks, "blind": blind}
-            all_seen = part.crossed(0.01, blind)
+            all_seen = part.crossed("avg", 0.01, blind)
             row["all"] = roc_auc_score(part.labels, all_seen)
             row[f"inside {BOTH}"] = roc_auc_score(part.labels[both], all_seen[both])
             for source in UNSEEN:
-                found = part.crossed(0.01, blind, without=source)
+                found = part.crossed("avg", 0.01, blind, without=source)
                 mask = both if source == BOTH else (part.sources == source) | (both & ~positive)
                 row[f"{source} unseen"] = roc_auc_score(part.labels[mask], found[mask])
             rows.append(row)
