@@ -27,6 +27,11 @@ from .provenance import fingerprint
 from .recipes import RECIPES, Recipe
 
 SETTINGS = "fit.json"
+UNCALIBRATED = {
+    "calibrated": False,
+    "temperature": 1.0,
+    "operating_points": {"uncalibrated": {"threshold": 0.5, "target": "not chosen yet: evaluate the run"}},
+}
 
 
 class FitRefused(ValueError):
@@ -136,35 +141,35 @@ def fit(
     if not processes.is_main_process:
         return out
     model = training.best_network(trainer)
-    screening = {
-        "modality": modality,
-        "calibrated": False,
-        "temperature": 1.0,
-        "operating_points": {
-            "uncalibrated": {"threshold": 0.5, "target": "not chosen yet: evaluate the run"}
-        },
-        "provenance": {
-            **fingerprint(parts),
-            "seed": seed,
-            "split": split,
-            "families": families,
-            "without_source": without_source or [],
-            "recipe": {"name": recipe or default_recipe(variant, bool(init or pretrained)), **asdict(row)},
-            "settings": _portable(settings),
-            "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
-            "images": {name: len(part) for name, part in parts.items()},
-            "training": {
-                "seconds": clock.seconds,
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-                "cores": torch.get_num_threads(),
-            },
-            "history": training.history(trainer),
-        },
+    provenance = {
+        **fingerprint(parts),
+        "seed": seed,
+        "split": split,
+        "families": families,
+        "without_source": without_source or [],
+        "recipe": {"name": recipe or default_recipe(variant, bool(init or pretrained)), **asdict(row)},
+        "settings": _portable(settings),
+        "images": {name: len(part) for name, part in parts.items()},
+        **_told(trainer, clock),
     }
+    screening = {"modality": modality, **UNCALIBRATED, "provenance": provenance}
     hub_folder.save(out, model, architecture=build.architecture, model_args=build.model_args,
                     pretrained_cfg=build.pretrained_cfg, screening=screening)  # fmt: skip
     shutil.rmtree(checkpoints)
     return out
+
+
+def _told(trainer: training.RecipeTrainer, clock: training.Complete) -> dict:
+    """What a run says of itself: with what, on what and how long it was trained, and how validation went."""
+    return {
+        "versions": {name: version(name) for name in ("torch", "timm", "transformers")},
+        "training": {
+            "seconds": clock.seconds,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "cores": torch.get_num_threads(),
+        },
+        "history": training.history(trainer),
+    }
 
 
 def default_recipe(variant: str, transfer: bool) -> str:
