@@ -183,6 +183,14 @@ def test_decisions_are_counted_at_the_worst_operating_point():
     assert export.changed(points, before, after) == 0.25
 
 
+def test_a_picture_on_an_edge_is_decided_by_rounding_and_not_counted():
+    """The band's edges may be probabilities of validation pictures, in folders that were evaluated long ago."""
+    points = {"calm": {"threshold": 0.5, "abstain": [0.4, 0.6]}}
+    on_edge, after = np.array([0.4, 0.2, 0.9, 0.7]), np.array([0.3999, 0.2, 0.9, 0.7])
+    assert export.changed(points, on_edge, after) == 0
+    assert export.changed(points, on_edge + np.array([0.01, 0, 0, 0]), after) == 0.25
+
+
 def test_what_int8_shifts_is_taken_up_by_the_logits(file, tmp_path):
     """The heat map, whose mean is the log-odds, moves along."""
     moved = shutil.copy(file.path, tmp_path / "moved.onnx")

@@ -3,9 +3,8 @@
     python -m tests.benchmarks.demo [--requests 60] [--uploads 1000]
 
 One answer is: upload a picture of 1024 x 1024 pixels, ask /heat_map (reading, network, guard, heat map,
-overlay), overlay), fetch the tinted picture. Writes docs/measured/demo.json and demo.md, and says there how busy the
-machine was with other work.
- docs/measured/demo.json and demo.md.
+overlay), fetch the tinted picture. Writes docs/measured/demo.json and demo.md, and says there how busy the machine was
+with other work.
 """
 
 import argparse
