@@ -152,17 +152,25 @@ def read(run: Path) -> dict:
 
 
 def how(row: dict) -> str:
-    """The recipe: what it shares with a row of `train/recipes.py` by name, then what differs from it."""
-    told, name = row["recipe"], row["recipe"]["name"]
-    base = name if name in RECIPES else "transfer"
-    usual = json.loads(json.dumps(asdict(RECIPES[base])))
-    changes = [
-        f"{key.replace('_', ' ')} {told[key]}" for key in usual if key in told and told[key] != usual[key]
-    ]
+    """The recipe: its row in `train/recipes.py`, or the one that it shares most with, then what differs from it."""
+    name = row["recipe"]["name"]
+    bases = [name] if name in RECIPES else [key for key in RECIPES if key not in VARIANTS]
+    base, changes = min(
+        ((base, differences(row["recipe"], base)) for base in bases), key=lambda pair: len(pair[1])
+    )
     words = [base, *changes]
     words += [f"soup of {row['soup']}"] if row["soup"] else []
     words += ["distilled"] if row["teachers"] not in ("None", "[]") else []
     return ", ".join(words)
+
+
+def differences(recipe: dict, base: str) -> list[str]:
+    usual = json.loads(json.dumps(asdict(RECIPES[base])))  # tuples as lists, as they were stored
+    return [
+        f"{key.replace('_', ' ')} {recipe[key]}"
+        for key in usual
+        if key in recipe and recipe[key] != usual[key]
+    ]
 
 
 def validation(row: dict) -> str:
