@@ -38,7 +38,7 @@ CALIBRATION_IMAGES = 128  # of the training part
 RANKING_IMAGES = 16  # of these, to tell which weights suffer most from int8
 WEB_IMAGES = 100
 MIN_QUANTIZED = 1 << 14  # elements; smaller weights, as of stems, heads, most depthwise layers, stay in float
-KEPT_IN_FLOAT = (1, 2, 4, 8)  # of the weights that suffer most from int8, tried in turn
+KEPT_IN_FLOAT = (1, 2, 4, 8, 16)  # of the weights that suffer most from int8, tried in turn
 OUTPUTS = ("logits", "heatmap", "features")
 FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
 
