@@ -184,7 +184,7 @@ def test_decisions_are_counted_at_the_worst_operating_point():
 
 
 def test_a_picture_on_an_edge_is_decided_by_rounding_and_not_counted():
-    """The band's edges may be probabilities of validation pictures, in folders that were evaluated long ago."""
+    """The band's edges are themselves probabilities of validation pictures."""
     points = {"calm": {"threshold": 0.5, "abstain": [0.4, 0.6]}}
     on_edge, after = np.array([0.4, 0.2, 0.9, 0.7]), np.array([0.3999, 0.2, 0.9, 0.7])
     assert export.changed(points, on_edge, after) == 0

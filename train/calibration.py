@@ -49,8 +49,8 @@ def operating_points(margins: np.ndarray, labels: np.ndarray) -> dict[str, dict]
     specificity >= 0.95. Thresholds lie midway between neighbouring probabilities.
 
     Returns:
-        By name, sensitivity first: ``threshold``, ``target`` in words, ``abstain`` [low, high], between which lie 5 %
-        of the validation images on either side of the threshold.
+        By name, sensitivity first: ``threshold``, ``target`` in words, ``abstain`` [low, high], the probabilities
+        between which lie 5 % of the validation images on either side of the threshold.
     """
     require_both_classes(labels)
     probabilities = expit(margins)
@@ -74,11 +74,11 @@ def operating_points(margins: np.ndarray, labels: np.ndarray) -> dict[str, dict]
 
 
 def _abstain_band(probabilities: np.ndarray, threshold: float) -> list[float]:
-    """Edges midway between neighbouring probabilities, so that rounding moves no validation image over them; 0 or 1
-    where fewer images than the share lie on that side."""
-    ordered, n = np.sort(probabilities), len(probabilities)
-    count, split = max(1, round(ABSTAIN_SHARE * n)), int(np.searchsorted(ordered, threshold))
-    first, after = split - count, split + count  # of the images in the band, and the one past its end
-    low = (ordered[first - 1] + ordered[first]) / 2 if first > 0 else 0.0
-    high = (ordered[after - 1] + ordered[after]) / 2 if after < n else 1.0
+    below, above = (
+        np.sort(probabilities[probabilities < threshold]),
+        np.sort(probabilities[probabilities >= threshold]),
+    )
+    count = max(1, round(ABSTAIN_SHARE * len(probabilities)))
+    low = below[-min(count, len(below))] if len(below) else threshold
+    high = above[min(count, len(above)) - 1] if len(above) else threshold
     return [float(low), float(high)]

@@ -38,7 +38,7 @@ CALIBRATION_IMAGES = 128  # of the training part
 RANKING_IMAGES = 16  # of these, to tell which weights suffer most from int8
 WEB_IMAGES = 100
 MIN_QUANTIZED = 1 << 14  # elements; smaller weights, as of stems, heads, most depthwise layers, stay in float
-KEPT_IN_FLOAT = (1, 2, 4, 8, 16)  # of the weights that suffer most from int8, tried in turn
+KEPT_IN_FLOAT = (1, 2, 4, 8)  # of the weights that suffer most from int8, tried in turn
 OUTPUTS = ("logits", "heatmap", "features")
 FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
 
@@ -272,9 +272,8 @@ def write_int8(
 def changed(points: dict, before: np.ndarray, after: np.ndarray) -> float:
     """Share of pictures decided otherwise (positive, negative, inconclusive), at the worst operating point.
 
-    In folders evaluated before those edges were put midway, the edges of the band in between are themselves
-    probabilities of validation images. A picture that lies on an edge, to within the difference accepted of
-    fp32, is decided by rounding in any case and not counted.
+    The edges of the band in between are themselves probabilities of validation images. A picture that lies
+    on an edge, to within the difference accepted of fp32, is decided by rounding in any case and not counted.
     """
     shares = []
     for point in points.values():

@@ -25,7 +25,7 @@ from train.probe import features_of, fit_probe
 from train.starting_points import resnetv2_args, start
 from train.training import BalancedSampler, Batches, keep_memory, read_images
 
-FOLDS, REPEATS = 5, 3
+FOLDS, REPEATS = 5, 2
 STRENGTH = (
     0.02  # what C = 0.01 on two copies of each picture, as the probe recipes have it, amounts to on one
 )
