@@ -166,6 +166,18 @@ def test_int8_that_changes_decisions_is_not_written(run, monkeypatch):
     assert files(run) == before
 
 
+def test_without_int8_the_other_files_are_written_and_old_ones_go(run, monkeypatch):
+    before = files(run)
+    for name in (export.INT8, f"web/{export.INT8}"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"of other weights")
+    monkeypatch.setattr(export, "changed", lambda *_: 0.02)
+    report = export.export(run, ["data"], int8=False)
+    web = [f"web/{name}" for name in ("config.json", "preprocessor_config.json", export.FP32)]
+    assert files(run) == sorted([*before, export.FP32, export.REPORT, *web])
+    assert "int8" not in report and report["web"].keys() == {"folder", "images", "fp32"}
+
+
 def test_one_class_cannot_show_an_auroc(run, monkeypatch):
     parts = {"train": part(4, 1), "validation": Part(row for row in part(8, 2) if row["label"])}
     monkeypatch.setattr(export, "parts_of", lambda *_: parts)

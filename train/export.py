@@ -52,6 +52,9 @@ def export(
     data: Annotated[
         list[str], typer.Option(help="what fit was given: folder, zip, prepared dataset; may repeat")
     ],
+    int8: Annotated[
+        bool, typer.Option(help="write int8 files too; refused where they change decisions")
+    ] = True,
 ) -> dict:
     """Write RUN/onnx (fp32, int8) and RUN/web (transformers.js); each file must agree with RUN on DATA.
 
@@ -72,7 +75,10 @@ def export(
             "the data that fit was given."
         )
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.path) as temporary:
-        report = _write(folder, parts, labels, Path(temporary))
+        report = _write(folder, parts, labels, Path(temporary), int8)
+        if not int8:  # those of an earlier export may be of other weights
+            for name in (INT8, Path("web") / INT8):
+                (folder.path / name).unlink(missing_ok=True)
         for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
             target = folder.path / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,21 +86,29 @@ def export(
     return report
 
 
-def _write(folder: hub_folder.HubFolder, parts, labels: np.ndarray, target: Path) -> dict:
+def _write(folder: hub_folder.HubFolder, parts, labels: np.ndarray, target: Path, int8: bool) -> dict:
     """Writes every file below `target` and returns the report; raises at the first that disagrees."""
     (target / FP32).parent.mkdir(parents=True)
-    calibration = read_pixels(folder, parts["train"], "training images", CALIBRATION_IMAGES)
     pixels = read_pixels(folder, parts["validation"], "validation images")
     truth = run_torch(folder.model, pixels)
     write_fp32(folder.model, pixels[:2], target / FP32)
-    points = folder.screening["operating_points"]
     report = {
         "format": hub_folder.FORMAT,
         "weights_sha256": folder.screening["weights_sha256"],
         "images": len(labels),
         "fp32": check_fp32(target / FP32, pixels, truth),
-        "int8": write_int8(target / FP32, target / INT8, calibration, pixels, truth, labels, points),
     }
+    if int8:
+        calibration = read_pixels(folder, parts["train"], "training images", CALIBRATION_IMAGES)
+        report["int8"] = write_int8(
+            target / FP32,
+            target / INT8,
+            calibration,
+            pixels,
+            truth,
+            labels,
+            folder.screening["operating_points"],
+        )
     write_web(target, folder.config["pretrained_cfg"])
     report["web"] = check_web(target, parts["validation"], truth)
     hub_folder.write_json(target / REPORT, report)
@@ -265,7 +279,7 @@ def write_int8(
     raise ExportRefused(
         f"No int8 file keeps AUROC within {MAX_AUROC_CHANGE} and all but {MAX_CHANGED:.0%} of the decisions "
         f"of {len(labels)} validation images ({lines}). Nothing was written. A larger validation part, or a "
-        "network with a calmer head (more regularisation), may help."
+        "network with a calmer head (more regularisation), may help; --no-int8 writes the other files."
     )
 
 
@@ -423,7 +437,7 @@ def write_web(target: Path, pretrained_cfg: dict) -> None:
     JavaScript resizes otherwise than Pillow (canvas smoothing, sharp), which moves probabilities by
     hundredths; so the resize is in the graph and the caller hands over the picture as it is.
     """
-    for name in (FP32, INT8):
+    for name in filter(lambda name: (target / name).is_file(), (FP32, INT8)):
         (target / "web" / name).parent.mkdir(parents=True, exist_ok=True)
         onnx.save(with_resize(onnx.load(target / name), pretrained_cfg), target / "web" / name)
     for name, content in WEB_CONFIGS.items():
@@ -440,6 +454,7 @@ def check_web(target: Path, part, truth: list[np.ndarray]) -> dict:
     sessions = {
         name: onnxruntime.InferenceSession(target / "web" / file, providers=["CPUExecutionProvider"])
         for name, file in (("fp32", FP32), ("int8", INT8))
+        if (target / "web" / file).is_file()
     }
     logits = {name: [] for name in sessions}
     for row in track(rows, "checking the web folder", transient=True):
