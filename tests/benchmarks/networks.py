@@ -102,8 +102,8 @@ def write_tried(rows: list[dict]) -> None:
         for row in rows
     ]
     text = (
-        "Every stock network whose training was finished for this version, by what it reached on validation (best first): "
-        f"{measured_on(rows)}. What was not scored on test was never looked at there.\n\n"
+        "Every stock network whose training was finished for this version, by what it reached on validation (best "
+        f"first): {measured_on(rows)}. What was not scored on test was never looked at there.\n\n"
         + measured.table(["network", "trained by", "minutes", "validation AUROC", "scored on test"], lines)
     )
     measured.write("tried", {"rows": rows}, text)
