@@ -150,6 +150,17 @@ def test_what_was_not_done_is_said(run):
     assert "worst errors are not in this folder" in text and "plots/" not in text
 
 
+def test_a_mean_of_runs_says_what_they_differ_in(run):
+    members = [
+        {"settings": {"learning_rate": rate, "seed": seed}}
+        for rate, seed in (("0.0003", "0"), ("0.001", "1"))
+    ]
+    edit(run / "screening.json", lambda s: s["provenance"].update(soup=members))
+    text = card.render(run)["README.md"]
+    assert "the mean of those of 2 runs" in text and "of these runs only" in text
+    assert "(1) learning rate 0.0003, seed 0; (2) learning rate 0.001, seed 1." in text
+
+
 def record(value, low, high, **more):
     return {"metric": "auroc", "value": value, "low": low, "high": high, "n": 120, **more}
 

@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import train.fit as fitting
@@ -164,7 +165,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(archive, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(training.Complete, "on_save", fill)
         try:
-            with pytest.raises(training.TrainingFailed, match=r"could not be saved .* before it is whole"):
+            with pytest.raises(training.TrainingFailed, match=r"could not be saved .* before it are whole"):
                 run(archive, out, epochs=3)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -173,6 +174,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(archive, tmp_path, monkeypat
     resumed = run(archive, out, epochs=3)
     first, second = (load_file(path / hub_folder.WEIGHTS) for path in (unbroken, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_disk_that_fills_with_the_moving_average_is_said_too(archive, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(training.TrainingFailed, match=r"could not be saved .*No space left"):
+        run(archive, tmp_path / "full")
+    assert not list((tmp_path / "full" / "trainer").glob("checkpoint-*"))
 
 
 def test_teachers_of_other_pictures_or_labels_are_refused(archive, finished, tmp_path):

@@ -94,7 +94,7 @@ def fit(
         FitRefused: unknown variant or recipe, or a run folder that holds something else.
         DataRefused: data that cannot be used.
         TeacherRefused: a teacher of the other modality.
-        TrainingFailed: the loss stopped being a number; the last good checkpoint stays for a look.
+        TrainingFailed: the loss stopped being a number, or a checkpoint could not be saved; the last good one stays.
     """
     settings = {
         key: str(value)

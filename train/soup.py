@@ -34,7 +34,7 @@ def soup(
     those they came with (``freeze_norms``) and an approximation elsewhere: compare the figures.
 
     Returns:
-        Validation AUROC by run and, under the name of OUT, of their mean; each with its interval.
+        Validation AUROC by the path of each run and, under OUT, of their mean; each with its interval.
 
     Raises:
         SoupRefused: fewer than two runs, another network, another split, a calibrated run, or OUT exists.
@@ -47,9 +47,9 @@ def soup(
     _check(folders)
     first = folders[0]
     validation = parts_of(first, data)["validation"]
-    found = {folder.path.name: _auroc(folder, validation) for folder in folders}
+    found = {str(folder.path): _auroc(folder, validation) for folder in folders}
     first.model.load_state_dict(mean_weights([folder.model.state_dict() for folder in folders]))
-    found[out.name] = _auroc(first, validation)
+    found[str(out)] = _auroc(first, validation)
     for name, figure in found.items():
         print(f"{name}: validation AUROC {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})")
     config = first.config
@@ -111,7 +111,7 @@ def _provenance(folders: list[HubFolder], found: dict[str, dict]) -> dict:
     members = [
         {
             "weights_sha256": folder.screening["weights_sha256"],
-            "validation_auroc": found[folder.path.name]["value"],
+            "validation_auroc": found[str(folder.path)]["value"],
             "settings": {
                 key: value
                 for key, value in told["settings"].items()

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ def keep_memory() -> None:
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on; the last good checkpoint is kept."""
+
+
+@contextlib.contextmanager
+def saving(args, state) -> Iterator[Path]:
+    """The folder of the checkpoint that is being saved; where the disk is full, it goes and those before it stay."""
+    folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    try:
+        yield folder
+    except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch's and safetensors' own
+        shutil.rmtree(folder, ignore_errors=True)
+        raise TrainingFailed(
+            f"The checkpoint of step {state.global_step} could not be saved under {args.output_dir}: {error} Those "
+            "saved before it are whole. Make room and repeat the command to go on from there."
+        ) from error
 
 
 class Images(torch.utils.data.Dataset):
@@ -232,16 +247,8 @@ class RecipeTrainer(Trainer):
         return self.recipe.l2 * sum(named[name].square().sum() for name in self.recipe.l2_kernels)
 
     def _save_checkpoint(self, model, trial):
-        """Where the disk is full, the half-written checkpoint goes and the one before it stays."""
-        try:
+        with saving(self.args, self.state):
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch's and safetensors' own
-            step = self.state.global_step
-            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{step}", ignore_errors=True)
-            raise TrainingFailed(
-                f"The checkpoint of step {step} could not be saved under {self.args.output_dir}: {error} "
-                "The one before it is whole. Make room and repeat the command to go on from there."
-            ) from error
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the moving average where the recipe keeps one: it is what will be shipped."""
@@ -300,9 +307,9 @@ class Average(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             tensors = {k: v.contiguous().clone() for k, v in self.trainer.average.module.state_dict().items()}
-            save_file(tensors, folder / AVERAGE)
+            with saving(args, state) as folder:
+                save_file(tensors, folder / AVERAGE)
 
 
 class Complete(TrainerCallback):
@@ -322,9 +329,9 @@ class Complete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             told = {"step": state.global_step, "seconds": self.seconds}
-            (folder / COMPLETE).write_text(json.dumps(told))
+            with saving(args, state) as folder:
+                (folder / COMPLETE).write_text(json.dumps(told))
 
 
 class StopOnTrainingAccuracy(TrainerCallback, ExportableState):

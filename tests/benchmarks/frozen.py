@@ -1,4 +1,4 @@
-"""How far frozen ImageNet features get: what the embedded networks' depth, pooling, size and heads were chosen by.
+"""How far frozen ImageNet features get, by depth, pooling and size, and what a head blind to collections does.
 
     python -m tests.benchmarks.frozen DATA RESNET
 
@@ -26,9 +26,8 @@ from train.starting_points import resnetv2_args, start
 from train.training import BalancedSampler, Batches, keep_memory, read_images
 
 FOLDS, REPEATS = 5, 2
-STRENGTH = (
-    0.02  # what C = 0.01 on two copies of each picture, as the probe recipes have it, amounts to on one
-)
+STRENGTH = 0.02
+"""What C = 0.01 on two copies of each picture, as the probe recipes have it, amounts to on one."""
 POOL = "fastcatavgmax"  # averages first, then maxima
 UNSEEN = ("hannover", "cxnet", "ieee8023")
 BOTH = "ieee8023"
@@ -55,16 +54,14 @@ class Part:
         self.labels, self.sources = images.labels.numpy(), images.sources
         self.families = np.array(rows["family"])
 
-    def scores(
-        self, pool: str, learn: np.ndarray, judge: np.ndarray, strength: float, blind: int
-    ) -> np.ndarray:
+    def scores(self, pool: str, learn: np.ndarray, judge: np.ndarray, blind: int) -> np.ndarray:
         """Log-odds of the rows ``judge`` by a regression on the rows ``learn``."""
         features = self.pooled[pool]
         weights = BalancedSampler(
             torch.from_numpy(self.labels[learn]), self.sources[learn], True, 0
         ).weights.numpy()
         slope, intercept = fit_probe(
-            features[learn], self.labels[learn], self.sources[learn], weights, strength, blind
+            features[learn], self.labels[learn], self.sources[learn], weights, STRENGTH, blind
         )
         return features[judge] @ slope + intercept
 
@@ -72,13 +69,11 @@ class Part:
         kinds = np.char.add(self.sources.astype(str), self.labels.astype(str))
         return StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(kinds, kinds, self.families)
 
-    def crossed(
-        self, pool: str, strength: float, blind: int = 0, seed: int = 0, without: str | None = None
-    ) -> np.ndarray:
+    def crossed(self, pool: str, blind: int = 0, seed: int = 0, without: str | None = None) -> np.ndarray:
         """Each row's log-odds by the fold that did not learn it, nor anything of the source ``without``."""
         found = np.zeros(len(self.labels))
         for learn, judge in self.folds(seed):
-            found[judge] = self.scores(pool, learn[self.sources[learn] != without], judge, strength, blind)
+            found[judge] = self.scores(pool, learn[self.sources[learn] != without], judge, blind)
         return found
 
 
@@ -89,8 +84,7 @@ def ct(data: str, inits: dict[int, Path]) -> None:
             part = Part(data, init, "ct", blocks, size)
             for pool in part.pooled:
                 aurocs = [
-                    roc_auc_score(part.labels, part.crossed(pool, STRENGTH, seed=seed))
-                    for seed in range(REPEATS)
+                    roc_auc_score(part.labels, part.crossed(pool, seed=seed)) for seed in range(REPEATS)
                 ]
                 rows.append(
                     {"size": size, "blocks": blocks, "pool": pool, "n": len(part.labels), "auroc": aurocs}
@@ -115,11 +109,11 @@ def xray(data: str, inits: dict[int, Path]) -> None:
         both, positive = part.sources == BOTH, part.labels == 1
         for blind in (0, 3):
             row = {"blocks": blocks, "blind": blind}
-            all_seen = part.crossed("avg", STRENGTH, blind)
+            all_seen = part.crossed("avg", blind)
             row["all"] = roc_auc_score(part.labels, all_seen)
             row[f"inside {BOTH}"] = roc_auc_score(part.labels[both], all_seen[both])
             for source in UNSEEN:
-                found = part.crossed("avg", STRENGTH, blind, without=source)
+                found = part.crossed("avg", blind, without=source)
                 mask = both if source == BOTH else (part.sources == source) | (both & ~positive)
                 row[f"{source} unseen"] = roc_auc_score(part.labels[mask], found[mask])
             rows.append(row)

@@ -32,10 +32,6 @@ PUBLISHED = {
     ("xray", "covid_cnn_5"): (0.832, 0.797, 0.858),
 }
 NAMES = {"ct": "CT", "xray": "X-ray"}
-EMBEDDED = {
-    hub_folder.read_json(path / hub_folder.SCREENING)["weights_sha256"]
-    for path in hub_folder.embedded().values()
-}
 
 
 def main() -> None:
@@ -125,7 +121,7 @@ def read(run: Path) -> dict:
         "images": provenance["images"],
         "seconds": provenance["training"]["seconds"],
         "without_source": provenance["without_source"],
-        "embedded": screening["weights_sha256"] in EMBEDDED,
+        "embedded": screening["weights_sha256"] == embedded_weights(screening["modality"]),
     }
     if not (run / hub_folder.EVALUATION).is_file():
         history = [
@@ -149,6 +145,10 @@ def read(run: Path) -> dict:
         },
         **{name: at[name] for name in ("accuracy", "sensitivity", "specificity")},
     }
+
+
+def embedded_weights(modality: str) -> str:
+    return hub_folder.read_json(hub_folder.embedded()[modality] / hub_folder.SCREENING)["weights_sha256"]
 
 
 def how(row: dict) -> str:
