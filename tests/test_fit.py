@@ -262,6 +262,25 @@ def test_mixup_keeps_totals():
     assert mix(pixels, targets, 0)[0] is pixels
 
 
+@pytest.mark.parametrize(
+    ("has", "variant", "asked", "expected"),
+    [
+        ("avx512_bf16", "resnet10t", None, True),
+        ("avx512_bf16", "resnet10t", False, False),
+        ("avx512_bf16", SMALL, None, False),  # depthwise convolutions are slower so
+        ("avx2", "resnet10t", None, False),
+        ("avx2", "resnet10t", True, True),
+    ],
+)
+def test_bfloat16_is_taken_where_the_cpu_is_faster_so(
+    archive, tmp_path, monkeypatch, has, variant, asked, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = run(archive, tmp_path / "run", variant=variant, bf16=asked, epochs=1, batch=24)
+    assert hub_folder.load(out).screening["provenance"]["training"]["bf16"] is expected
+
+
 def test_standardise_is_torchvisions_arithmetic():
     from torchvision.transforms.functional import normalize
 
@@ -274,7 +293,7 @@ def test_standardise_is_torchvisions_arithmetic():
 def test_two_processes_train_as_one(archive, tmp_path):
     """torchrun with two processes and the same global batch: the same weights but for the order of float additions."""
     command = ["-m", "train", "fit", "--data", str(archive), "--modality", "ct", "--variant", "covid_cnn_3",
-               "--epochs", "1", "--batch", "8", "--out"]  # fmt: skip
+               "--epochs", "1", "--batch", "8", "--no-bf16", "--out"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(

@@ -81,7 +81,9 @@ def fit(
         float | None, typer.Option(help="of pixels in 0..1, as INIT was trained; by default timm's")
     ] = None,
     std: Annotated[float | None, typer.Option(help="likewise")] = None,
-    bf16: Annotated[bool, typer.Option(help="compute in bfloat16 (faster on recent CPUs)")] = False,
+    bf16: Annotated[
+        bool | None, typer.Option(help="compute in bfloat16; by default where this CPU is faster so")
+    ] = None,
     report: Annotated[str, typer.Option(help="none, tensorboard or trackio")] = "none",
     overwrite: Annotated[bool, typer.Option(help="replace a finished run")] = False,
 ) -> Path:
@@ -130,6 +132,8 @@ def fit(
         train = distillation.with_teachers(
             train, known["train"], teacher, unlabelled, transform, config, distil, modality
         )
+    if bf16 is None:
+        bf16 = training.faster_in_bf16(build.model)
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
     clock = training.Complete(last)
@@ -167,6 +171,7 @@ def _told(trainer: training.RecipeTrainer, clock: training.Complete) -> dict:
             "seconds": clock.seconds,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "cores": torch.get_num_threads(),
+            "bf16": trainer.args.bf16,
         },
         "history": training.history(trainer),
     }

@@ -43,6 +43,19 @@ def keep_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def faster_in_bf16(network: torch.nn.Module) -> bool:
+    """Whether this machine's CPU trains the network faster in bfloat16.
+
+    It does where it multiplies bfloat16 itself and every convolution is dense: `covid_cnn_1` became 1.8 times as fast
+    (docs/measured/throughput.json), the depthwise ones of MobileNetV2 a quarter slower. Weights, loss and optimiser
+    stay in float32. A GPU trains in float32 unless it is told otherwise.
+    """
+    told = torch.cpu.get_capabilities()
+    native = any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    dense = all(module.groups == 1 for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    return native and dense and not torch.cuda.is_available()
+
+
 class TrainingFailed(RuntimeError):
     """Training cannot go on; the last good checkpoint is kept."""
 
@@ -208,7 +221,11 @@ class RecipeTrainer(Trainer):
             adam = torch.optim.AdamW if self.recipe.weight_decay else torch.optim.Adam
             # epsilon as in Keras for the documented recipes; PyTorch's own otherwise
             self.optimizer = adam(
-                groups, lr=self.recipe.learning_rate, betas=(0.9, self.recipe.beta2), eps=self.recipe.epsilon
+                groups,
+                lr=self.recipe.learning_rate,
+                betas=(0.9, self.recipe.beta2),
+                eps=self.recipe.epsilon,
+                fused=True,  # one pass over the weights instead of a dozen: a quarter of the time on CPU
             )
         return self.optimizer
 

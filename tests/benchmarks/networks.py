@@ -4,7 +4,8 @@
 
 RUNS holds hub folders as `fit` and `evaluate` leave them. Writes docs/measured/documented.* (the documented networks
 beside what their authors published), stock.* (all others that were evaluated) and tried.* (every stock network that was
-trained, evaluated or not, by its validation figure). Nothing is trained or scored here.
+trained, evaluated or not, by its validation figure). Rows of earlier calls stay; a run of the same name and modality
+replaces its row. Nothing is trained or scored here.
 """
 
 import json
@@ -36,15 +37,28 @@ NAMES = {"ct": "CT", "xray": "X-ray"}
 
 def main() -> None:
     runs = sorted(path.parent for path in Path(sys.argv[1]).glob(f"*/{hub_folder.SCREENING}"))
-    rows = [row for row in map(read, runs) if not row["without_source"]]
-    if not rows:
+    found = [row for row in map(read, runs) if not row["without_source"]]
+    if not found:
         sys.exit(f"No finished run in {sys.argv[1]}.")
+    rows = list({(row["modality"], row["name"]): row for row in [*earlier(), *found]}.values())
     rows.sort(key=lambda row: (row["modality"], row["architecture"], row["name"]))
     documented = [row for row in rows if row["architecture"] in VARIANTS and "auroc" in row]
     stock = [row for row in rows if row["architecture"] not in VARIANTS]
     write_documented(documented)
     write_stock([row for row in stock if "auroc" in row])
     write_tried(stock)
+
+
+def earlier() -> list[dict]:
+    """The rows that earlier calls wrote, those of the longest list last; what is embedded may have changed since."""
+    rows = [
+        row
+        for name in ("documented", "stock", "tried")
+        for row in json.loads((measured.FOLDER / f"{name}.json").read_text())["rows"]
+    ]
+    return [
+        row | {"embedded": row.get("weights_sha256") == embedded_weights(row["modality"])} for row in rows
+    ]
 
 
 def write_documented(rows: list[dict]) -> None:
@@ -117,10 +131,11 @@ def read(run: Path) -> dict:
         "recipe": provenance["recipe"],
         "soup": len(provenance.get("soup") or []),
         "teachers": provenance["settings"].get("teacher", "None"),
-        "bf16": provenance["settings"].get("bf16") == "True",
+        "bf16": provenance["training"].get("bf16", provenance["settings"].get("bf16") == "True"),
         "images": provenance["images"],
         "seconds": provenance["training"]["seconds"],
         "without_source": provenance["without_source"],
+        "weights_sha256": screening["weights_sha256"],
         "embedded": screening["weights_sha256"] == embedded_weights(screening["modality"]),
     }
     if not (run / hub_folder.EVALUATION).is_file():

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.throughput --keras PYTHON [--images 512] [--epochs 5] [--variants covid_cnn_1 ...]
 
 PYTHON is an interpreter that can import keras and tensorflow-cpu (they are not needed otherwise and are best kept in
-an environment of their own). Both sides get the same phantoms as PNG files, the same split sizes, the documented
-batch and recipe, validation after each epoch and a checkpoint of each epoch. Ours is `python -m train fit`; Keras
-is fed as its guide says is fastest: `image_dataset_from_directory`, then `cache()`, `shuffle`, `prefetch(AUTOTUNE)`
-(https://www.tensorflow.org/guide/data_performance).
+an environment of their own). Both sides get the same phantoms as PNG files, the same split sizes, the documented batch
+and recipe, validation after each epoch and a checkpoint of each epoch. Ours is `python -m train fit`; Keras is fed as
+its guide says is fastest: `image_dataset_from_directory`, then `cache()`, `shuffle`, `prefetch(AUTOTUNE)`
+(https://www.tensorflow.org/guide/data_performance). Figures of CPUs with other instructions stay in the table.
 
 Whole processes are timed, once with one epoch and once with `--epochs` more, in turns, `--rounds` times over. An
 epoch's time is the difference: starting, reading files and building networks cancel out, what an epoch needs, its
@@ -14,6 +14,7 @@ batches being put together included, does not.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -22,13 +23,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
 from train.dataset import load_data
 from train.phantom import phantom
 from train.recipes import RECIPES
 
-OURS = {"ours": [], "bf16": ["--bf16"]}
-SIDES = {"ours": "ours", "bf16": "ours, bfloat16", "keras": "Keras"}
+SIDES = {"ours": [], "float32": ["--no-bf16"], "keras": []}
+"""What takes turns, with the flags `fit` gets; float32 only where the CPU does bfloat16 and `fit` would take that."""
 KERAS = """
 import sys, keras, tensorflow as tf
 from keras import layers, regularizers
@@ -67,7 +71,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variants", nargs="+", default=["covid_cnn_1", "covid_cnn_3", "covid_cnn_5"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -77,35 +81,51 @@ def main() -> None:
         [settings.keras, "-c", "import keras, tensorflow; print(keras.__version__, tensorflow.__version__)"],
         capture_output=True, text=True, check=True, env=quiet(),
     ).stdout.split()  # fmt: skip
-    result = {
+    machine = {
         "settings": {**counts, "epochs": settings.epochs, "rounds": settings.rounds},
         "environment": measured.environment("torch", "timm", "transformers")
-        | dict(zip(("keras", "tensorflow"), versions[-2:], strict=True)),
+        | {"keras": versions[-2], "tensorflow": versions[-1], "instructions": instructions()},
         "rows": rows,
     }
-    told = measured.table(
+    earlier = json.loads((measured.FOLDER / "throughput.json").read_text())["machines"]
+    others = [one for one in earlier if one["environment"]["instructions"] != instructions()]
+    write([*others, machine])
+
+
+def write(machines: list[dict]) -> None:
+    lines = [
         [
-            "network",
-            *(f"{name}, images/s" for name in SIDES.values()),
-            "ours : Keras",
-            "ours, bfloat16 : Keras",
-        ],
-        [
-            [
-                f"`{r['variant']}`",
-                *(f"{r[side]:.0f}" for side in SIDES),
-                *(f"{r[side] / r['keras']:.2f}" for side in OURS),
-            ]
-            for r in rows
-        ],
-    )
+            f"`{row['variant']}`",
+            machine["environment"]["instructions"],
+            f"{row['ours']:.0f}",
+            f"{row['float32']:.0f}" if "float32" in row else "the same",
+            f"{row['keras']:.0f}",
+            f"{row['ours'] / row['keras']:.2f}",
+        ]
+        for machine in machines
+        for row in machine["rows"]
+    ]
+    head = ["network", "processor has", "ours, images/s", "in float32", "Keras, images/s", "ours : Keras"]
+    counts = ", ".join(sorted({str(machine["settings"]["train"]) for machine in machines}))
+    versions = machines[-1]["environment"]
     text = (
-        f"Training speed over whole epochs, reading of batches, validation and checkpoints included, {counts['train']} "
-        f"images of 224 x 224, on {result['environment']['cores']} cores of a shared machine; Keras "
-        f"{versions[-2]} on TensorFlow {versions[-1]} (CPU) is fed from its cached `tf.data` pipeline. All took "
-        f"turns in one run (`python -m tests.benchmarks.throughput --keras PYTHON`).\n\n{told}"
+        f"Training speed over whole epochs, reading of batches, validation and checkpoints included, {counts} images "
+        f"of 224 x 224, on {versions['cores']} cores of shared machines ({versions['cpu']}); Keras {versions['keras']} "
+        f"on TensorFlow {versions['tensorflow']} (CPU) is fed from its cached `tf.data` pipeline and computes in "
+        "float32. `fit` computes in bfloat16 where the processor has it. Both took turns in one run "
+        f"(`python -m tests.benchmarks.throughput --keras PYTHON`).\n\n{measured.table(head, lines)}"
     )
-    measured.write("throughput", result, text)
+    measured.write("throughput", {"machines": machines}, text)
+
+
+def instructions() -> str:
+    """What decides the speed of arithmetic on this CPU."""
+    told = torch.cpu.get_capabilities()
+    if told.get("avx512_bf16"):
+        return "AVX-512, bfloat16"
+    return next(
+        (name for key, name in (("avx512_f", "AVX-512"), ("avx2", "AVX2")) if told.get(key)), "neither"
+    )
 
 
 def make_data(folder: Path, images: int) -> dict[str, int]:
@@ -124,7 +144,8 @@ def make_data(folder: Path, images: int) -> dict[str, int]:
 def row(folder: Path, variant: str, counts: dict, settings) -> dict:
     """Seconds an epoch of every side, in turns."""
     recipe = RECIPES[variant]
-    seconds = {side: [] for side in SIDES}
+    sides = [side for side in SIDES if side != "float32" or "bfloat16" in instructions()]
+    seconds = {side: [] for side in sides}
     for _ in range(settings.rounds):
         for side in seconds:
             one, many = (
@@ -148,7 +169,7 @@ def command(side: str, folder: Path, variant: str, recipe, epochs: int, settings
     flags = {"--data": folder / "phantoms", "--modality": "ct", "--families": "known", "--variant": variant,
              "--epochs": epochs, "--out": folder / "run"}  # fmt: skip
     given = [str(word) for flag in flags.items() for word in flag]
-    return [sys.executable, "-m", "train", "fit", *given, *OURS[side], "--overwrite"]
+    return [sys.executable, "-m", "train", "fit", *given, *SIDES[side], "--overwrite"]
 
 
 def timed(arguments: list[str]) -> float:
