@@ -227,7 +227,7 @@ def save(
     config = make_config(architecture, model_args, pretrained_cfg, num_features=model.num_features)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as temporary:
         new = Path(temporary)
-        save_file(_storable(model.state_dict(), half), new / WEIGHTS, metadata={"format": "pt"})
+        _write_tensors(_storable(model.state_dict(), half), new / WEIGHTS, metadata={"format": "pt"})
         stamped = {
             "format": FORMAT,
             "labels": list(LABELS),
@@ -237,7 +237,7 @@ def save(
         write_json(new / CONFIG, config)
         write_json(new / SCREENING, stamped)
         if guard is not None:
-            save_file({name: tensor.contiguous() for name, tensor in guard.items()}, new / GUARD)
+            _write_tensors({name: tensor.contiguous() for name, tensor in guard.items()}, new / GUARD)
         for file in covid_cnn.remote_code_files(architecture):
             (new / file.name).write_bytes(file.read_bytes())
         for file in new.iterdir():
@@ -248,6 +248,13 @@ def save(
     if guard is None:
         (path / GUARD).unlink(missing_ok=True)
     return path
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], file: Path, **further) -> None:
+    try:
+        save_file(tensors, file, **further)
+    except safetensors.SafetensorError as error:  # its own words for a full disk
+        raise OSError(f"{file.name} could not be written: {error}") from error
 
 
 def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_features: int) -> dict:

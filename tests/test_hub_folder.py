@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hub_model import LABELS, FolderRefused, hub_folder
+from tests.bad_files import files_of_at_most
 
 ARCHITECTURE = "mobilenetv3_small_050"
 CFG = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -96,6 +97,13 @@ def test_a_failing_save_leaves_the_previous_folder_whole(folder, monkeypatch):
         save(folder, network(1))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     hub_folder.load(folder)
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_previous_folder_whole(folder):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with files_of_at_most(100_000), pytest.raises(OSError, match=r"model\.safetensors could not be written"):
+        save(folder, network(1))
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_resolve_says_what_a_name_may_be(tmp_path):
