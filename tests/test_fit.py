@@ -1,5 +1,6 @@
 """Training through its door: a run on phantoms ends in a hub folder, resumes exactly, and says what is wrong."""
 
+import copy
 import json
 import os
 import resource
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 import train.fit as fitting
 from hub_model import Screener, hub_folder
 from tests.made_run import make_run
-from train import training
+from train import speed, training
 from train.distillation import TeacherRefused
 from train.fit import FitRefused, choose_recipe, fit
 from train.probe import source_directions
@@ -279,6 +280,38 @@ def test_bfloat16_is_taken_where_the_cpu_is_faster_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = run(archive, tmp_path / "run", variant=variant, bf16=asked, epochs=1, batch=24)
     assert hub_folder.load(out).screening["provenance"]["training"]["bf16"] is expected
+
+
+def test_kernels_get_the_gradient_that_torch_gives_them(monkeypatch):
+    """With strides, padding, dilation, without bias, with a frozen kernel; some convolutions stay as they are."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d
+    plain = torch.nn.Sequential(
+        conv(3, 8, 3), conv(8, 16, 3, stride=2, padding=1, bias=False), conv(16, 16, 3, padding=1, groups=16),
+        conv(16, 8, (1, 3), dilation=2), conv(8, 8, 1), conv(8, 8, 3, padding="same"), conv(8, 4, 3),
+    )  # fmt: skip
+    plain[3].weight.requires_grad_(False)
+    arranged = speed.arrange(copy.deepcopy(plain), bf16=False)
+    swapped = [index for index, module in enumerate(arranged) if type(module) is not conv]
+    assert swapped == [1, 3, 6] and arranged.state_dict().keys() == plain.state_dict().keys()
+    pixels, results = torch.rand(2, 3, 24, 24), []
+    for network in (plain, arranged):
+        x = pixels.clone().requires_grad_()
+        output = network(x)
+        output.square().sum().backward()
+        results.append([output, x.grad, *(p.grad for p in network.parameters() if p.requires_grad)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert arranged[3].weight.grad is None and arranged[3].bias.grad is not None
+
+
+@pytest.mark.parametrize("has", [{"avx2": True, "avx512_f": True}, {"neon": True}])
+def test_other_processors_keep_torchs_own_convolutions(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    network = speed.arrange(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3)), bf16=False)
+    assert type(network[0]) is torch.nn.Conv2d
 
 
 def test_standardise_is_torchvisions_arithmetic():

@@ -45,6 +45,7 @@ def test_the_mean_of_two_runs_is_a_run(runs, archive, tmp_path):  # noqa: F811
     folder = hub_folder.load(tmp_path / "both")
     assert folder.screening["calibrated"] is False
     provenance = folder.screening["provenance"]
+    assert provenance["validation_auroc"] == found[str(tmp_path / "both")]["value"]
     assert [member["settings"] for member in provenance["soup"]] == [
         {"learning_rate": "0.0001"},
         {"learning_rate": "0.003"},

@@ -20,7 +20,7 @@ from transformers.trainer_callback import ProgressCallback
 from hub_model import hub_folder
 from hub_model.hub_folder import LABELS
 
-from . import backbones, distillation, probe, training
+from . import backbones, distillation, probe, speed, training
 from .dataset import load_data
 from .files import DataRefused
 from .provenance import fingerprint
@@ -107,7 +107,7 @@ def fit(
     row = choose_recipe(recipe, variant, transfer=bool(init or pretrained), epochs=epochs, batch=batch,
                         learning_rate=learning_rate, input_size=input_size, augment=augment)  # fmt: skip
     torch.manual_seed(seed)
-    training.keep_memory()
+    speed.keep_memory()
     build = backbones.build(variant, init=init, pretrained=pretrained, model_args=_parse(model_args),
                             input_size=row.input_size, mean=mean, std=std)  # fmt: skip
     processes = PartialState(cpu=not torch.cuda.is_available())
@@ -133,7 +133,7 @@ def fit(
             train, known["train"], teacher, unlabelled, transform, config, distil, modality
         )
     if bf16 is None:
-        bf16 = training.faster_in_bf16(build.model)
+        bf16 = speed.faster_in_bf16(build.model)
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
     clock = training.Complete(last)
@@ -263,7 +263,7 @@ def _trainer(
     build, config, row, train, validation, modality, checkpoints, seed, bf16, report
 ) -> training.RecipeTrainer:
     model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(config))
-    model.timm_model = build.model.to(memory_format=torch.channels_last)  # twice as fast on CPU
+    model.timm_model = speed.arrange(build.model, bf16)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if row.batch % world:
         raise FitRefused(

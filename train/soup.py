@@ -59,7 +59,7 @@ def soup(
         architecture=config["architecture"],
         model_args=config.get("model_args") or {},
         pretrained_cfg=config["pretrained_cfg"],
-        screening={**first.screening, "provenance": _provenance(folders, found)},
+        screening={**first.screening, "provenance": _provenance(folders, found, str(out))},
     )
     return found
 
@@ -104,8 +104,9 @@ def _auroc(folder: HubFolder, part) -> dict:
     return figures(told.labels, expit(told.margins), told.families, {})["auroc"]
 
 
-def _provenance(folders: list[HubFolder], found: dict[str, dict]) -> dict:
-    """Of the first run, without its history, and what went into the mean: settings that differ, and seconds in all."""
+def _provenance(folders: list[HubFolder], found: dict[str, dict], out: str) -> dict:
+    """Of the first run, its history replaced by the mean's own figure, and what went into the mean: settings that
+    differ, and seconds in all."""
     each = [folder.screening["provenance"] for folder in folders]
     shared = {key: value for key, value in each[0].items() if key not in ("history", "training")}
     members = [
@@ -122,4 +123,9 @@ def _provenance(folders: list[HubFolder], found: dict[str, dict]) -> dict:
         for folder, told in zip(folders, each, strict=True)
     ]
     seconds = round(sum(member["seconds"] for member in members), 1)
-    return {**shared, "training": {**each[0]["training"], "seconds": seconds}, "soup": members}
+    return {
+        **shared,
+        "training": {**each[0]["training"], "seconds": seconds},
+        "validation_auroc": found[out]["value"],
+        "soup": members,
+    }

@@ -1,7 +1,6 @@
 """What transformers' Trainer needs to train by a recipe: images, batches, loss, order, moving average, stopping."""
 
 import contextlib
-import ctypes
 import json
 import math
 import shutil
@@ -28,32 +27,6 @@ from .metrics import at_threshold, threshold_free
 from .recipes import Recipe
 
 COMPLETE, AVERAGE = "complete.json", "average.safetensors"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-
-def keep_memory() -> None:
-    """Let the allocator keep what a training step frees; other C libraries than glibc are left as they are.
-
-    glibc gives large blocks back to the kernel, which clears each page again when the next step asks for it: that
-    took a third of the time of a step on CPU.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(M_MMAP_MAX, 0)
-        allocator.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def faster_in_bf16(network: torch.nn.Module) -> bool:
-    """Whether this machine's CPU trains the network faster in bfloat16.
-
-    It does where it multiplies bfloat16 itself and every convolution is dense: `covid_cnn_1` became 1.8 times as fast
-    (docs/measured/throughput.json), the depthwise ones of MobileNetV2 a quarter slower. Weights, loss and optimiser
-    stay in float32. A GPU trains in float32 unless it is told otherwise.
-    """
-    told = torch.cpu.get_capabilities()
-    native = any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
-    dense = all(module.groups == 1 for module in network.modules() if isinstance(module, torch.nn.Conv2d))
-    return native and dense and not torch.cuda.is_available()
 
 
 class TrainingFailed(RuntimeError):

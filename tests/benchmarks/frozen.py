@@ -22,8 +22,9 @@ from tests.benchmarks import measured
 from train import backbones
 from train.dataset import load_data
 from train.probe import features_of, fit_probe
+from train.speed import keep_memory
 from train.starting_points import resnetv2_args, start
-from train.training import BalancedSampler, Batches, keep_memory, read_images
+from train.training import BalancedSampler, Batches, read_images
 
 FOLDS, REPEATS = 5, 2
 STRENGTH = 0.02

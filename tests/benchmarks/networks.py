@@ -93,7 +93,7 @@ def write_stock(rows: list[dict]) -> None:
         )
     text = (
         "Stock timm networks on the same splits, at the balanced operating point; *scratch* began at random weights, "
-        "the others at ImageNet's. Validation chose what is embedded (bold), test never did.\n\n"
+        "the others at ImageNet's. What is embedded (bold) was chosen inside train and validation, never by test.\n\n"
         + measured.table(head, lines)
     )
     measured.write("stock", {"rows": rows}, text)
@@ -129,6 +129,7 @@ def read(run: Path) -> dict:
         "architecture": config["architecture"],
         "model_args": config.get("model_args") or {},
         "recipe": provenance["recipe"],
+        "seed": provenance.get("seed", 0),
         "soup": len(provenance.get("soup") or []),
         "teachers": provenance["settings"].get("teacher", "None"),
         "bf16": provenance["training"].get("bf16", provenance["settings"].get("bf16") == "True"),
@@ -144,8 +145,7 @@ def read(run: Path) -> dict:
             for epoch in provenance.get("history", [])
             if "validation_auroc" in epoch
         ]
-        members = [member["validation_auroc"] for member in provenance.get("soup") or []]
-        return {**row, "validation_auroc": (history or members)[-1]}
+        return {**row, "validation_auroc": provenance.get("validation_auroc") or history[-1]}
     evaluation = hub_folder.read_json(run / hub_folder.EVALUATION)
     at = evaluation["test"]["at"]["balanced"]
     return {
@@ -174,7 +174,8 @@ def how(row: dict) -> str:
         ((base, differences(row["recipe"], base)) for base in bases), key=lambda pair: len(pair[1])
     )
     words = [base, *changes]
-    words += [f"soup of {row['soup']}"] if row["soup"] else []
+    words += [f"seed {row['seed']}"] if row.get("seed") else []
+    words += [f"mean of the weights of {row['soup']} runs"] if row["soup"] else []
     words += ["distilled"] if row["teachers"] not in ("None", "[]") else []
     return ", ".join(words)
 
