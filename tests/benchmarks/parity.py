@@ -158,7 +158,8 @@ def text(result: dict) -> str:
         f"The largest difference in P(COVID) from `Screener` over {result['images']} {result['pictures']} "
         "pictures a model, by loader (`python -m tests.benchmarks.parity`). The loaders ran where this package "
         "cannot be imported, the documented network with `trust_remote_code=True`, unless a row says otherwise. "
-        f"{random}int8 files called 'rounded' did not go through `python -m train export`, which refuses those that change decisions.\n\n"
+        f"{random}int8 files called 'rounded' did not go through `python -m train export`, which refuses those that "
+        "change decisions.\n\n"
         + measured.table(
             ["loader", *(f"`{name}`" for name in models)],
             [*cells, ["*int8 file*", *int8], ["*answers of Screener*", *ranges]],
