@@ -132,8 +132,6 @@ def fit(
         train = distillation.with_teachers(
             train, known["train"], teacher, unlabelled, transform, config, distil, modality
         )
-    if bf16 is None:
-        bf16 = speed.faster_in_bf16(build.model)
     trainer = _trainer(build, config, row, train, validation, modality, checkpoints, seed, bf16, report)
     last = training.last_complete(checkpoints)
     clock = training.Complete(last)
@@ -263,6 +261,8 @@ def _trainer(
     build, config, row, train, validation, modality, checkpoints, seed, bf16, report
 ) -> training.RecipeTrainer:
     model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(config))
+    if bf16 is None:
+        bf16 = speed.faster_in_bf16(build.model)
     model.timm_model = speed.arrange(build.model, bf16)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if row.batch % world:

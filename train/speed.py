@@ -23,6 +23,12 @@ def keep_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def multiplies_bf16() -> bool:
+    """Whether this machine's CPU has instructions for bfloat16: AVX-512's, AMX's or ARM's."""
+    told = torch.cpu.get_capabilities()
+    return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def faster_in_bf16(network: nn.Module) -> bool:
     """Whether this machine's CPU trains the network faster in bfloat16.
 
@@ -30,10 +36,8 @@ def faster_in_bf16(network: nn.Module) -> bool:
     (docs/measured/throughput.json), the depthwise ones of MobileNetV2 a quarter slower. Weights, loss and optimiser
     stay in float32. A GPU trains in float32 unless it is told otherwise.
     """
-    told = torch.cpu.get_capabilities()
-    native = any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
     dense = all(module.groups == 1 for module in network.modules() if isinstance(module, nn.Conv2d))
-    return native and dense and not torch.cuda.is_available()
+    return multiplies_bf16() and dense and not torch.cuda.is_available()
 
 
 def arrange(network: nn.Module, bf16: bool) -> nn.Module:
@@ -41,17 +45,20 @@ def arrange(network: nn.Module, bf16: bool) -> nn.Module:
     the CPU has AVX2 and no more. In place; parameters keep their names."""
     told = torch.cpu.get_capabilities()
     if told.get("avx2") and not told.get("avx512_f") and not bf16 and not torch.cuda.is_available():
-        for module in network.modules():
-            if (
-                type(module) is nn.Conv2d
-                and module.groups == 1
-                and module.in_channels >= CHANNELS
-                and max(module.kernel_size) > 1
-                and module.padding_mode == "zeros"
-                and not isinstance(module.padding, str)
-            ):
-                module.__class__ = _Conv2d
+        for module in filter(_gains_by_copies, network.modules()):
+            module.__class__ = _Conv2d
     return network.to(memory_format=torch.channels_last)
+
+
+def _gains_by_copies(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.groups == 1
+        and module.in_channels >= CHANNELS
+        and max(module.kernel_size) > 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 class _Conv2d(nn.Conv2d):
@@ -62,8 +69,8 @@ class _Conv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """oneDNN's AVX2 code computes the gradient of a kernel half as fast with channels last as with channels first,
-    while the convolution itself is twice as fast so: each gets its own layout."""
+    """oneDNN's AVX2 code computes the gradient of a kernel half as fast with channels last as with channels first, and
+    the convolution itself twice as fast: each gets its own layout."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, *geometry):
@@ -81,6 +88,6 @@ class _Convolution(torch.autograd.Function):
         if of_input:
             for_x, _, _ = backward(gradient, x, weight, *rest, [True, False, False])
         if any(of_parameters):
-            first = (tensor.contiguous() for tensor in (gradient, x, weight))
-            _, for_weight, for_bias = backward(*first, *rest, [False, *of_parameters])
+            copies = (tensor.contiguous() for tensor in (gradient, x, weight))  # channels first
+            _, for_weight, for_bias = backward(*copies, *rest, [False, *of_parameters])
         return for_x, for_weight, for_bias, None, None, None

@@ -93,15 +93,9 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
 
     stem = torch.zeros(WIDE_STEM, *state["stem.conv.weight"].shape[1:])
     stem[:width] = state["stem.conv.weight"] * a[:, None, None, None]
-    stem[width : width + count] = stem[twice]
-    slope, intercept = torch.zeros(WIDE_STEM), torch.zeros(WIDE_STEM)
-    slope[:width], intercept[:width] = g, g * b + h
-    slope[twice], intercept[twice] = -g[twice], -g[twice] * b[twice]
     copies = slice(width, width + count)
-    slope[copies], intercept[copies] = -g[twice], -g[twice] * b[twice] - h[twice]
-    silent = (g < 0) & (h <= 0)
-    slope[:width][silent], intercept[:width][silent] = 0.0, -1.0
-
+    stem[copies] = stem[twice]
+    slope, intercept = _stem_norm(b, g, h, twice)
     first, constant = "stages.0.blocks.0.", torch.zeros(width)
     constant[twice] = h[twice]
     readers = {
@@ -133,6 +127,19 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
             new[f"norm.{part}"] = state[f"stages.2.blocks.{blocks}.norm1.{part}"]
     model = timm.create_model("resnetv2_50", num_classes=2, **resnetv2_args(blocks))
     return _load(model, new)
+
+
+def _stem_norm(b: Tensor, g: Tensor, h: Tensor, twice: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and intercept (WIDE_STEM,) of the one norm that stands for two; see `stock_resnetv2`."""
+    slope, intercept = torch.zeros(WIDE_STEM), torch.zeros(WIDE_STEM)
+    width = len(g)
+    slope[:width], intercept[:width] = g, g * b + h
+    slope[twice], intercept[twice] = -g[twice], -g[twice] * b[twice]
+    copies = slice(width, width + len(twice))
+    slope[copies], intercept[copies] = -g[twice], -g[twice] * b[twice] - h[twice]
+    silent = (g < 0) & (h <= 0)
+    slope[:width][silent], intercept[:width][silent] = 0.0, -1.0
+    return slope, intercept
 
 
 @torch.no_grad()

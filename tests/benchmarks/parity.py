@@ -149,7 +149,7 @@ def text(result: dict) -> str:
     ]
     int8 = [model["int8"] for model in models.values()]
     untrained = [f"`{name}`" for name in models if name not in EMBEDDED and models[name]["int8"] == "rounded"]
-    random = (
+    caveat = (
         f"Random weights exaggerate rounding; those of {', '.join(untrained)} are random. "
         if untrained
         else ""
@@ -158,7 +158,7 @@ def text(result: dict) -> str:
         f"The largest difference in P(COVID) from `Screener` over {result['images']} {result['pictures']} "
         "pictures a model, by loader (`python -m tests.benchmarks.parity`). The loaders ran where this package "
         "cannot be imported, the documented network with `trust_remote_code=True`, unless a row says otherwise. "
-        f"{random}int8 files called 'rounded' did not go through `python -m train export`, which refuses those that "
+        f"{caveat}int8 files called 'rounded' did not go through `python -m train export`, which refuses those that "
         "change decisions.\n\n"
         + measured.table(
             ["loader", *(f"`{name}`" for name in models)],

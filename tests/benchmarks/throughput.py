@@ -30,6 +30,7 @@ from tests.benchmarks import measured
 from train.dataset import load_data
 from train.phantom import phantom
 from train.recipes import RECIPES
+from train.speed import multiplies_bf16
 
 SIDES = {"ours": [], "float32": ["--no-bf16"], "keras": []}
 """What takes turns, with the flags `fit` gets; float32 only where the CPU does bfloat16 and `fit` would take that."""
@@ -97,6 +98,7 @@ def write(machines: list[dict]) -> None:
         [
             f"`{row['variant']}`",
             machine["environment"]["instructions"],
+            f"{machine['settings']['train']} x {machine['settings']['rounds']}",
             f"{row['ours']:.0f}",
             f"{row['float32']:.0f}" if "float32" in row else "the same",
             f"{row['keras']:.0f}",
@@ -105,14 +107,21 @@ def write(machines: list[dict]) -> None:
         for machine in machines
         for row in machine["rows"]
     ]
-    head = ["network", "processor has", "ours, images/s", "in float32", "Keras, images/s", "ours : Keras"]
-    counts = ", ".join(sorted({str(machine["settings"]["train"]) for machine in machines}))
+    head = [
+        "network",
+        "processor has",
+        "pictures x rounds",
+        "ours, images/s",
+        "in float32",
+        "Keras, images/s",
+        "ours : Keras",
+    ]
     versions = machines[-1]["environment"]
     text = (
-        f"Training speed over whole epochs, reading of batches, validation and checkpoints included, {counts} images "
-        f"of 224 x 224, on {versions['cores']} cores of shared machines ({versions['cpu']}); Keras {versions['keras']} "
-        f"on TensorFlow {versions['tensorflow']} (CPU) is fed from its cached `tf.data` pipeline and computes in "
-        "float32. `fit` computes in bfloat16 where the processor has it. Both took turns in one run "
+        "Training speed over whole epochs, reading of batches, validation and checkpoints included, with pictures of "
+        f"224 x 224 pixels on {versions['cores']} cores of shared machines ({versions['cpu']}); Keras "
+        f"{versions['keras']} on TensorFlow {versions['tensorflow']} (CPU) is fed from its cached `tf.data` pipeline "
+        "and computes in float32. `fit` computes in bfloat16 where the processor has it. Both took turns in one run "
         f"(`python -m tests.benchmarks.throughput --keras PYTHON`).\n\n{measured.table(head, lines)}"
     )
     measured.write("throughput", {"machines": machines}, text)
@@ -121,11 +130,10 @@ def write(machines: list[dict]) -> None:
 def instructions() -> str:
     """What decides the speed of arithmetic on this CPU."""
     told = torch.cpu.get_capabilities()
-    if told.get("avx512_bf16"):
-        return "AVX-512, bfloat16"
-    return next(
-        (name for key, name in (("avx512_f", "AVX-512"), ("avx2", "AVX2")) if told.get(key)), "neither"
+    widest = next(
+        (name for key, name in (("avx512_f", "AVX-512"), ("avx2", "AVX2")) if told.get(key)), "no AVX2"
     )
+    return f"{widest}, bfloat16" if multiplies_bf16() else widest
 
 
 def make_data(folder: Path, images: int) -> dict[str, int]:
@@ -144,7 +152,7 @@ def make_data(folder: Path, images: int) -> dict[str, int]:
 def row(folder: Path, variant: str, counts: dict, settings) -> dict:
     """Seconds an epoch of every side, in turns."""
     recipe = RECIPES[variant]
-    sides = [side for side in SIDES if side != "float32" or "bfloat16" in instructions()]
+    sides = [side for side in SIDES if side != "float32" or multiplies_bf16()]
     seconds = {side: [] for side in sides}
     for _ in range(settings.rounds):
         for side in seconds:
