@@ -38,7 +38,7 @@ browser:
 node:
 	npm install --prefix tests/node --ignore-scripts --no-audit --no-fund --no-package-lock
 	npm install --no-save --no-audit --no-fund --ignore-scripts --no-package-lock --prefix . \
-	  onnxruntime-web@$$(sed -n 's/.*"onnxruntime-web": "\(.*\)".*/\1/p' train/static_space/package.json)
+	  onnxruntime-web@$$(sed -n 's/.*"onnxruntime-web": "\(.*\)".*/\1/p' train/release/static_space/package.json)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -42,7 +42,7 @@ KEPT_MINUTES = 5
 """How long an upload may lie on the server."""
 SWEEP_SECONDS = 60
 MAX_UPLOAD = "256mb"
-"""Of one file, as `hub_model.images.MAX_BYTES`."""
+"""Of one file, as `hub_model.grey.MAX_BYTES`."""
 USER, PASSWORD = "COVID_XCT_USER", "COVID_XCT_PASSWORD"
 POINTS = ("sensitivity", "balanced", "specificity")
 Say = Callable[[str], I18nData]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hub_model.images import ImageRefused, frame_count, slice_place
+from hub_model.refused import Refused
 
 MAX_PICTURES = 500
 """In one batch or series; a longer list keeps others waiting too long."""
@@ -19,7 +20,7 @@ MAX_UNPACKED = 1000
 """Megabytes that a zip may claim to unpack to. zipfile never reads more from a member than it claims."""
 
 
-class UploadRefused(ValueError):
+class UploadRefused(Refused):
     """Files that cannot be taken; ``key`` and ``values`` name the text that says why."""
 
     def __init__(self, key: str, **values: object) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from hub_model import Finding, Screener, read_image
 from hub_model.heatmap import overlay
 from hub_model.hub_folder import EVALUATION, MODALITIES
-from hub_model.images import Reason
+from hub_model.refused import Reason
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
 THUMB = 96

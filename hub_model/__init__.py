@@ -9,9 +9,20 @@ and transformers' Auto classes know it.
 """
 
 from . import covid_cnn as covid_cnn
+from .grey import ImageRefused
 from .hub_folder import LABELS, FolderRefused
-from .images import ImageRefused, read_image
+from .images import read_image
+from .refused import Refused
 from .screener import AutoScreener, Finding, Screener
 
 __version__ = "0.1.0"
-__all__ = ["LABELS", "AutoScreener", "Finding", "FolderRefused", "ImageRefused", "Screener", "read_image"]
+__all__ = [
+    "LABELS",
+    "AutoScreener",
+    "Finding",
+    "FolderRefused",
+    "ImageRefused",
+    "Refused",
+    "Screener",
+    "read_image",
+]

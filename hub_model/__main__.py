@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from . import hub_folder
+from .refused import Refused
 from .screener import REFUSED, AutoScreener, Screener
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -71,7 +72,7 @@ def info(
     print(json.dumps(shown, indent=2))
 
 
-class NoPictures(ValueError):
+class NoPictures(Refused):
     """Nothing to score."""
 
 
@@ -103,11 +104,7 @@ def _write(rows: list[dict], out: Path | None, json_lines: bool) -> None:
 def main() -> None:
     try:
         app(prog_name="covid-xct")
-    except (ValueError, OSError) as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(
-            ("hub_model", "__main__")
-        ):
-            raise
+    except (Refused, OSError) as error:
         Console(stderr=True, highlight=False, markup=False).print(f"Refused. {error}", soft_wrap=True)
         sys.exit(1)
 

@@ -3,7 +3,7 @@
 - CT in Hounsfield units (HU) is always shown in the lung window (level -600, width 1500), whatever window the
   file carries: that may be one for soft tissue, in which the lungs are black; the models know lung windows.
 - Everything else goes through rescale or modality LUT, then VOI LUT or window (the first of several); without
-  a usable one through the percentiles of ``images.py``, padding left out. MONOCHROME1 is turned, so that high
+  a usable one through the percentiles of ``grey.py``, padding left out. MONOCHROME1 is turned, so that high
   values are bright.
 
 Only the elements in `TAGS` are read, none of which names a patient.
@@ -22,16 +22,16 @@ from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
-from .images import (
+from .grey import (
     MAX_BYTES,
     ImageRefused,
-    Reason,
     check_size,
     chosen_frame,
     decoding,
     grey_of_colour,
     to_8_bit,
 )
+from .refused import Reason
 
 LUNG_WINDOW = (-1350.0, 150.0)  # HU, shown as black and white: level -600, width 1500
 MODALITIES = {"xray": ("CR", "DX", "RG"), "ct": ("CT",)}  # PS3.3 C.7.3.1.1.1

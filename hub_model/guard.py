@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
 from .hub_folder import HubFolder
-from .images import Reason
+from .refused import Reason
 
 BLANK_DEVIATION = 4.0
 """A picture whose grey levels (0..255) deviate less than this, outermost 2 % aside, shows nothing."""

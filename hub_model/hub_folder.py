@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from . import covid_cnn
+from .refused import Refused
 
 LABELS = ("Non-COVID", "COVID")
 COVID = LABELS.index("COVID")
@@ -38,7 +39,7 @@ _FORBIDDEN_ARGS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "ch
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class FolderRefused(ValueError):
+class FolderRefused(Refused):
     """A hub folder that is missing, damaged, of another layout, or that cannot be trusted."""
 
 

@@ -22,48 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_BYTES = 256 * 2**20  # of one file
-MAX_PIXELS = 40_000_000  # of one picture; the largest digital chest films have about 20 million
-MAX_SIDE = 10_000  # pixels
-MIN_SIDE = 32  # pixels; in less there is no lung to judge
-PERCENTILES = (0.5, 99.5)  # shown as black and white where the file does not say
-COLOUR_STEP = 32  # of 255: a pixel whose largest and smallest channel lie further apart is visibly coloured
-COLOUR_SHARE = 0.02  # of all pixels; re-compressed grey pictures have 0, photographs and Doppler scans > 0.04
+from . import dicom
+from .grey import MAX_BYTES, ImageRefused, check_size, chosen_frame, decoding, grey_of_colour, to_8_bit
+
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 PRINT_MODES = ("CMYK", "LAB", "HSV")
 ACCEPTED = "Accepted is one grey chest picture as PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file."
-
-
-class Reason(str):
-    """An English sentence that says why, and what a page needs to say it in another language.
-
-    Attributes:
-        code: names the reason; it stays when the wording changes.
-        values: what the sentence mentions, by name.
-    """
-
-    code: str
-    values: dict[str, Any]
-
-    def __new__(cls, text: str, code: str = "", **values: Any) -> "Reason":
-        reason = super().__new__(cls, text)
-        reason.code, reason.values = code, values
-        return reason
-
-
-class ImageRefused(ValueError):
-    """A picture that cannot be judged; the message says what came, what to do and what is accepted.
-
-    Attributes:
-        reason: the message with its code.
-    """
-
-    def __init__(self, text: str, code: str, **values: Any) -> None:
-        super().__init__(text, code)
-        self.reason = Reason(text, code, **values)
-
-    def __str__(self) -> str:
-        return str(self.reason)
 
 
 def read_image(source: Any, *, frame: int | None = None, modality: str | None = None) -> Image.Image:
@@ -84,8 +48,6 @@ def read_image(source: Any, *, frame: int | None = None, modality: str | None = 
             found = _picture_of_array(found)
         elif not isinstance(found, Image.Image):
             if _is_dicom(found):
-                from . import dicom  # most uses never meet a DICOM file
-
                 return Image.fromarray(dicom.read_grey(found, frame, modality))
             found = _open_picture(found)
         return Image.fromarray(_grey_of_picture(found, frame))
@@ -102,8 +64,6 @@ def frame_count(source: Any) -> int:
             return 1
         if not isinstance(found, Image.Image):
             if _is_dicom(found):
-                from . import dicom
-
                 return dicom.read_header(found).frames
             found = _open_picture(found)
         with decoding():
@@ -119,8 +79,6 @@ def slice_place(source: Any) -> tuple | None:
     with _opened(source) as found:
         if isinstance(found, (np.ndarray, Image.Image)) or not _is_dicom(found):
             return None
-        from . import dicom
-
         return dicom.read_place(found)
 
 
@@ -172,80 +130,6 @@ def _is_dicom(stream: BinaryIO) -> bool:
     head = stream.read(132)
     stream.seek(0)
     return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
-
-
-DAMAGED = Reason("the file is damaged or cut short. Export it again.", "damaged")
-
-
-@contextmanager
-def decoding(refusal: Reason = DAMAGED) -> Iterator[None]:
-    """Turn whatever a decoder raises on a bad file into a refusal; their lists of exceptions are open."""
-    try:
-        yield
-    except (ImageRefused, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        what = f"the picture has more than {MAX_PIXELS:,} pixels. Reduce its size."
-        raise ImageRefused(what, "too_many_pixels", limit=MAX_PIXELS // 10**6) from None
-    except Exception:
-        raise ImageRefused(refusal, refusal.code, **refusal.values) from None
-
-
-def chosen_frame(frame: int | None, frames: int) -> int:
-    """The frame to read, from 0; one must be named where there are several."""
-    if frame is None and frames > 1:
-        what = f"it holds {frames} frames (a series, pages or an animation), not one picture"
-        what = f"{what}. Export the one frame to be judged, or name its number (frame=)."
-        raise ImageRefused(what, "frames", frames=frames)
-    if not 0 <= (frame or 0) < frames:
-        what = f"it has no frame {frame}: there are {frames}, counted from 0. Choose one."
-        raise ImageRefused(what, "no_frame", frame=frame, frames=frames)
-    return frame or 0
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse before anything is decoded: a small file can hold a picture that fills the memory."""
-    if min(width, height) < MIN_SIDE:
-        what = f"the picture has only {width} x {height} pixels"
-        what = f"{what}. Export it with {MIN_SIDE} or more a side, not as a thumbnail."
-        raise ImageRefused(what, "too_small", width=width, height=height, limit=MIN_SIDE)
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        what = f"the picture is too large, {width} x {height} pixels"
-        what = f"{what}. Reduce it to at most {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all."
-        raise ImageRefused(what, "too_large", width=width, height=height, limit=MAX_SIDE)
-
-
-def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
-    """Numbers of any type and shape -> uint8; percentiles are of those `inside` (boolean) if given."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == bool:
-        return values * np.uint8(255)
-    if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-        if not np.abs(values).max() < 1e30:  # NaN, infinite, or not meant as a grey level
-            what = "some pixels are not finite numbers. Give the background a number such as 0."
-            raise ImageRefused(what, "not_finite")
-    elif values.min() >= 0 and values.max() <= 255:
-        return values.astype(np.uint8)
-    shown = values if inside is None or not inside.any() else values[inside]
-    low, high = np.percentile(shown, PERCENTILES)
-    if low == high:  # nearly all pixels are alike: keep what differs
-        low, high = float(shown.min()), float(shown.max())
-    scaled = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
-    return np.rint(scaled * 255).astype(np.uint8)
-
-
-def grey_of_colour(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) uint8 luminance (ITU-R BT.601), refused where colour can be seen."""
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    share = float((chroma > COLOUR_STEP).mean())
-    if share > COLOUR_SHARE:
-        what = f"it is a picture in colour ({share:.0%} of it)"
-        what = f"{what}. Export the film or slice itself, in grey and without coloured overlays."
-        raise ImageRefused(what, "colour", share=round(100 * share))
-    return np.asarray(Image.fromarray(rgb).convert("L"))
 
 
 def _picture_of_array(array: np.ndarray) -> Image.Image:

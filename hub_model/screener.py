@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 
 from . import heatmap, hub_folder
+from .grey import ImageRefused
 from .guard import BLANK, Guard, is_blank, view
-from .images import ImageRefused, read_image
+from .images import read_image
+from .refused import Refused
 
 POSITIVE, NEGATIVE, INCONCLUSIVE, REFUSED = "positive", "negative", "inconclusive", "refused"
 
 
-class UnknownOperatingPoint(ValueError):
+class UnknownOperatingPoint(Refused):
     """An operating point that the model does not have."""
 
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from hub_model import guard, hub_folder
-from train import calibration, guarding, metrics
+from train.measure import calibration, metrics
+from train.measure import guard as guarding
 
 ARCHITECTURE, SIDE = "mobilenetv2_035", 96
 

@@ -67,7 +67,7 @@ def shoot(page: Page, path: Path, full: bool = True) -> None:
 
 def series(folder: Path) -> Path:
     """A synthetic CT series, all slices in one DICOM file."""
-    from train.phantom import phantom
+    from train.phantom.phantom import phantom
 
     return next(phantom(folder / "phantoms", n=2, modality="ct", dicom=True).glob("series/*.dcm"))
 

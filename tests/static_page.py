@@ -19,7 +19,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 NEEDED = "needs onnxruntime-web and npm: npm install --no-save --prefix . onnxruntime-web@{}".format(
-    json.loads((ROOT / "train/static_space/package.json").read_text())["dependencies"]["onnxruntime-web"]
+    json.loads((ROOT / "train/release/static_space/package.json").read_text())["dependencies"][
+        "onnxruntime-web"
+    ]
 )
 
 

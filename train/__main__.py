@@ -6,43 +6,59 @@ usage.
 
 import sys
 from importlib import import_module
+from typing import NamedTuple
 
 import typer
 from rich.console import Console
 
+from hub_model.refused import Refused
+
+
+class Verb(NamedTuple):
+    """Where a verb's function lives, and its line of the help, which imports no verb."""
+
+    place: str
+    help: str
+
+
 VERBS = {
-    "phantom": "phantom:phantom",
-    "prepare": "prepare:prepare",
-    "explore": "explore:explore",
-    "start": "starting_points:start",
-    "fit": "fit:fit",
-    "soup": "soup:soup",
-    "evaluate": "evaluation:evaluate",
-    "audit": "audits:audit",
-    "compare": "compare:compare",
-    "faithfulness": "faithfulness:faithfulness",
-    "export": "export:export",
-    "card": "card:card",
-    "publish": "publish:publish",
-    "publish-data": "publish:publish_data",
-    "space": "space:space",
-}
-OURS = ("train", "hub_model")
+    "phantom": Verb("phantom.phantom:phantom", "Draw synthetic chest pictures in the documented layout."),
+    "prepare": Verb("data.prepare:prepare", "Make one data set with leak-free splits from any collections."),
+    "explore": Verb("data.explore:explore", "Report on one page what a data set holds and what gives its labels away."),
+    "start": Verb("fit.starting_points:start", "Carry ImageNet weights over to a stock timm architecture."),
+    "fit": Verb("fit.fit:fit", "Train a network; a killed run resumes when the same command is given again."),
+    "soup": Verb("fit.soup:soup", "Average the weights of several runs into one network."),
+    "evaluate": Verb("measure.evaluate:evaluate", "Calibrate a run on validation and score its test split once."),
+    "audit": Verb("measure.audit:audit", "Measure what else gives the label away: borders, thumbnails, collections."),
+    "compare": Verb("measure.compare:compare", "Put evaluated runs side by side, with intervals."),
+    "faithfulness": Verb("measure.faithfulness:faithfulness", "Measure a run's heat map against chance."),
+    "export": Verb("release.export:export", "Write ONNX files that agree with the run on real pictures."),
+    "card": Verb("release.card:card", "Write the model card of a run."),
+    "publish": Verb("release.publish:publish", "Upload a run as one commit, once every loader agrees."),
+    "publish-data": Verb("release.publish:publish_data", "Upload a prepared data set with its card."),
+    "space": Verb("release.space:space", "Write the page as a folder and upload it as a Space."),
+}  # fmt: skip
 
 
 class Verbs(typer.core.TyperGroup):
-    """Imports a verb's module when the verb is asked for: preparing data does not wait for torch."""
+    """Imports a verb's module when that verb is run: neither the help nor another verb waits for it."""
 
     def list_commands(self, ctx):
         return list(VERBS)
 
     def get_command(self, ctx, name):
-        if name not in VERBS:
-            return None
-        module, function = VERBS[name].split(":")
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(name)(getattr(import_module(f".{module}", __package__), function))
-        return typer.main.get_command(single)
+        return _command(name, lambda: None, help=VERBS[name].help) if name in VERBS else None
+
+    def resolve_command(self, ctx, args):
+        name, _, rest = super().resolve_command(ctx, args)
+        module, function = VERBS[name].place.split(":")
+        return name, _command(name, getattr(import_module(f".{module}", __package__), function)), rest
+
+
+def _command(name, function, **settings):
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name, **settings)(function)
+    return typer.main.get_command(single)
 
 
 app = typer.Typer(cls=Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -56,9 +72,7 @@ def train() -> None:
 def main() -> None:
     try:
         app(prog_name="python -m train")
-    except Exception as error:
-        if not (type(error).__module__.startswith(OURS) or isinstance(error, OSError)):
-            raise
+    except (Refused, OSError) as error:
         Console(stderr=True, highlight=False, markup=False).print(f"Refused. {error}", soft_wrap=True)
         sys.exit(1)
 

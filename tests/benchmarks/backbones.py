@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
-from train import backbones
+from train.fit import backbones
 
 WARM_UP = 3
 

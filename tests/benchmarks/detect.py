@@ -18,8 +18,8 @@ from rich.progress import track
 from hub_model import Screener
 from tests.benchmarks import measured
 from tests.served import ROOT
-from train.dataset import load_data
-from train.metrics import family_weights, record
+from train.data.dataset import load_data
+from train.measure.metrics import family_weights, record
 
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hub_model import hub_folder
 from tests.benchmarks import measured
-from train.faithfulness import CURVES, REPORT
+from train.measure.faithfulness import CURVES, REPORT
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
     python -m tests.benchmarks.families ../shared/data --scale 2000 8000 17600
 
 DATA is a folder with a `metadata.csv` (file_name, modality, label, group). Its groups are dealt into two
-halves by a hash: the thresholds in `train/families.py` were set on augmented copies of the first (and on the
+halves by a hash: the thresholds in `train/data/families.py` were set on augmented copies of the first (and on the
 unchanged originals of both), figures are those of the second. One exception: `SURE` was raised from 20 to 22
 when a run over the second half had merged 5 of 988 films wrongly (on the first half, where neither value merges
 any, that costs 0.6 points of recall). Every original is entered with ten augmented
@@ -38,8 +38,8 @@ from scipy.stats import binomtest
 
 from tests.augmented import Original, copies_of, originals
 from tests.benchmarks.measured import environment, table, write
-from train.families import RECORD, describe, find_families
-from train.metrics import family_weights, record
+from train.data.families import RECORD, describe, find_families
+from train.measure.metrics import family_weights, record
 
 # Seen by eye: one slice published twice under two patient numbers (the first six pairs), or slices of one
 # patient under two (the others: equal lesions, vessels and bones, or "Pt 1" printed on both).

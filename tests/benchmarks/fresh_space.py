@@ -29,14 +29,14 @@ from hub_model.hub_folder import MODALITIES, embedded
 from tests import static_page
 from tests.benchmarks.measured import environment, table, write
 from tests.hub_standin import Hub, running
-from train import space
+from train.release import space
 
 STARTS, A_CLASS = 3, 10
 EXAMPLES = space.ROOT / "demo" / "examples"
 MAKE = """
 import sys
 from pathlib import Path
-from train import card, publish, space
+from train.release import card, publish, space
 out, *runs = map(Path, sys.argv[1:])
 for run in runs:
     card.card(run)

@@ -67,8 +67,8 @@ def on_new_patients(run: Path, patients: list[Original], copies: int, seed: int)
 
     from hub_model import hub_folder
     from hub_model.images import read_image
-    from train.metrics import figures
-    from train.predict import run as predict
+    from train.measure.metrics import figures
+    from train.measure.predict import run as predict
 
     folder = hub_folder.load(run)
     pictures = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from hub_model import hub_folder
 from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
-from train.recipes import RECIPES
+from train.fit.recipes import RECIPES
 
 # Accuracy, and sensitivity / specificity for COVID. Its class names were encoded in alphabetical order, COVID as 0, so
 # that the precision and recall it reports are those of Non-COVID; from them and the class counts of its test parts (CT
@@ -167,7 +167,7 @@ def embedded_weights(modality: str) -> str:
 
 
 def how(row: dict) -> str:
-    """The recipe: its row in `train/recipes.py`, or the one that it shares most with, then what differs from it."""
+    """The recipe: its row in `train/fit/recipes.py`, or the one that it shares most with, then what differs from it."""
     name = row["recipe"]["name"]
     bases = [name] if name in RECIPES else [key for key in RECIPES if key not in VARIANTS]
     base, changes = min(

@@ -22,8 +22,9 @@ from hub_model import hub_folder
 from hub_model.covid_cnn import VARIANTS
 from tests import loaders
 from tests.benchmarks import measured
-from train import backbones, export
-from train.phantom import phantom
+from train.fit import backbones
+from train.phantom.phantom import phantom
+from train.release import export
 
 EMBEDDED = hub_folder.MODALITIES
 MADE = ("covid_cnn_1", "mobilenetv2_100", "mobilenetv4_conv_small")  # the documented one first

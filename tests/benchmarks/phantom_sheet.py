@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hub_model.hub_folder import LABELS, MODALITIES
-from train.phantom import draw_patient, draw_view, grey
+from train.phantom.phantom import draw_patient, draw_view, grey
 
 GAP = 4  # pixels
 TITLE = 16

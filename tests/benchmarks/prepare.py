@@ -28,7 +28,7 @@ import psutil
 
 from tests.augmented import originals, write_archive
 from tests.benchmarks.measured import environment, table, write
-from train.reading import CHUNK
+from train.data.reading import CHUNK
 
 COPIES = 10
 SAMPLE_SECONDS = 1.0

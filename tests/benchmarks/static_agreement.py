@@ -30,7 +30,8 @@ from hub_model.images import read_image
 from hub_model.screener import decide
 from tests import static_page
 from tests.benchmarks.measured import environment, table, write
-from train import export, foreign, space
+from train.measure import foreign
+from train.release import export, space
 
 TOLERANCE = 1e-4
 """Largest difference of a probability that is accepted: float32 sums in another order, over all layers."""

@@ -27,10 +27,10 @@ import torch
 
 from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
-from train.dataset import load_data
-from train.phantom import phantom
-from train.recipes import RECIPES
-from train.speed import multiplies_bf16
+from train.data.dataset import load_data
+from train.fit.recipes import RECIPES
+from train.fit.speed import multiplies_bf16
+from train.phantom.phantom import phantom
 
 SIDES = {"ours": [], "float32": ["--no-bf16"], "keras": []}
 """What takes turns, with the flags `fit` gets; float32 only where the CPU does bfloat16 and `fit` would take that."""

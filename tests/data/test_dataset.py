@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 
 from hub_model.images import read_image
 from tests.bad_files import files_of_at_most, grey_picture, make_bad_files, make_odd_files, write_dicom
-from tests.test_sources import tree, zipped
-from train import reading
+from tests.data.test_sources import tree, zipped
 from train.__main__ import app
-from train.dataset import load_data, verify
-from train.files import DataRefused
-from train.manifest import read_manifest, write_manifest
-from train.prepare import prepare
-from train.split import LeakError, split_hash
+from train.data import reading
+from train.data.dataset import load_data, verify
+from train.data.files import DataRefused
+from train.data.manifest import read_manifest, write_manifest
+from train.data.prepare import prepare
+from train.data.split import LeakError, split_hash
 
 COLUMNS = ["image", "label", "modality", "family", "source", "path"]
 PARTS = ["train", "validation", "test"]
@@ -446,8 +446,8 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from train import reading
-from train.prepare import prepare
+from train.data import reading
+from train.data.prepare import prepare
 
 met, read_image = [], reading.read_image
 

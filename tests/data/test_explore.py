@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
-from train.explore import Tally, cramers_v, cue, explore, summary, warnings
-from train.files import DataRefused
-from train.phantom import phantom
-from train.prepare import prepare
+from train.data.explore import Tally, cramers_v, cue, explore, summary, warnings
+from train.data.files import DataRefused
+from train.data.prepare import prepare
+from train.phantom.phantom import phantom
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_page_says_the_numbers_of_the_report(page, report):
 
 
 def test_raw_pictures_one_modality_and_replacing_a_report(raw, page, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.dataset._cache", lambda: tmp_path)
+    monkeypatch.setattr("train.data.dataset._cache", lambda: tmp_path)
     out = tmp_path / "report"
     explore([str(raw)], out, modality="ct", examples=2)
     first = json.loads((out / "report.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import augmented
-from train.families import MIRRORED, NEAREST, RECORD, SURE, agreement, describe, find_families
+from train.data.families import MIRRORED, NEAREST, RECORD, SURE, agreement, describe, find_families
 
 
 def texture(seed: int, height: int = 240, width: int = 300) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.bad_files import grey_picture, make_odd_files, write_dicom
-from train.files import DataRefused, read_bytes
-from train.sources import open_sources
+from train.data.files import DataRefused, read_bytes
+from train.data.sources import open_sources
 
 CLASSES = {"COVID": 1, "Non-COVID": 0}
 

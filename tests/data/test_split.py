@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from train.files import DataRefused
-from train.split import RATIOS, SPLITS, LeakError, assign_splits, audit, random_crossings, split_hash
+from train.data.files import DataRefused
+from train.data.split import RATIOS, SPLITS, LeakError, assign_splits, audit, random_crossings, split_hash
 
 
 @dataclass

@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from hub_model import FolderRefused, Screener, hub_folder
-from hub_model.images import ImageRefused
+from hub_model.grey import ImageRefused
 from tests.bad_files import make_bad_files, png, write_dicom
 from tests.hub_standin import running
 from tests.made_run import make_run, pictures

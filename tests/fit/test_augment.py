@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train import augment as room
-from train.augment import AUGMENTATIONS, Augmentation, augment, equalised
+from train.fit import augment as room
+from train.fit.augment import AUGMENTATIONS, Augmentation, augment, equalised
 
 SIDE = 48
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_model import covid_cnn, hub_folder
-from train import backbones, starting_points
-from train.backbones import ModelRefused
+from train.fit import backbones, starting_points
+from train.fit.backbones import ModelRefused
 
 NAME = "mobilenetv3_small_050"
 

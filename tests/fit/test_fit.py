@@ -20,17 +20,18 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import train.fit as fitting
+import train.fit.fit as fitting
 from hub_model import Screener, hub_folder
 from tests.made_run import make_run
-from train import speed, training
-from train.distillation import TeacherRefused
-from train.fit import FitRefused, choose_recipe, fit
-from train.probe import source_directions
-from train.recipes import RECIPES, Recipe
-from train.training import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
+from train.fit import speed
+from train.fit import trainer as training
+from train.fit.distillation import TeacherRefused
+from train.fit.fit import FitRefused, choose_recipe, fit
+from train.fit.probe import source_directions
+from train.fit.recipes import RECIPES, Recipe
+from train.fit.trainer import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = "mobilenetv3_small_050"
 
 
@@ -84,7 +85,7 @@ def test_a_run_ends_in_a_hub_folder_that_stock_loaders_open(finished):
 
 def test_what_training_feeds_is_what_the_screener_feeds(finished, archive):
     """Bit for bit: the bytes kept for training, standardised, are the one preprocessing's output."""
-    from train.dataset import load_data
+    from train.data.dataset import load_data
 
     folder = hub_folder.load(finished)
     part = load_data([str(archive)], modality="ct")["validation"]

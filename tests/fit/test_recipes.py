@@ -6,8 +6,8 @@ import pytest
 import timm
 
 from hub_model.covid_cnn import VARIANTS
-from train.augment import AUGMENTATIONS
-from train.recipes import RECIPES, Recipe
+from train.fit.augment import AUGMENTATIONS
+from train.fit.recipes import RECIPES, Recipe
 
 PENALISED = {"blocks.1.conv.weight", "blocks.2.conv.weight", "hidden.fc1.weight"}
 

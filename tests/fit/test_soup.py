@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from hub_model import hub_folder
-from tests.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
-from train.recipes import RECIPES, Recipe
-from train.soup import SoupRefused, mean_weights, soup
+from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
+from train.fit.recipes import RECIPES, Recipe
+from train.fit.soup import SoupRefused, mean_weights, soup
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import nn
 
 from hub_model import covid_cnn, guard, heatmap, hub_folder
 from tests.loaders import with_some_training
-from train import backbones
+from train.fit import backbones
 
 STOCK_SIZE = 96  # pixels; stock networks take any size, and a small one is quick
 NAMES = [*covid_cnn.VARIANTS, *backbones.TESTED]

@@ -18,7 +18,8 @@ from pydicom.uid import JPEG2000Lossless
 
 from hub_model import dicom, images
 from hub_model.dicom import lung_window
-from hub_model.images import ImageRefused, frame_count, read_image
+from hub_model.grey import ImageRefused
+from hub_model.images import frame_count, read_image
 from tests.bad_files import (
     colour_picture,
     grey_picture,

@@ -16,9 +16,9 @@ from PIL import Image
 from hub_model import AutoScreener, Finding, FolderRefused, Screener, hub_folder
 from hub_model.guard import Guard, is_blank, view
 from hub_model.screener import decide
-from tests.test_hub_folder import ARCHITECTURE, CFG
+from tests.hub_model.test_hub_folder import ARCHITECTURE, CFG
 
-EXAMPLES = Path(__file__).parents[1] / "demo" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 POINTS = {
     "sensitivity": {"threshold": 0.3, "target": "t", "abstain": [0.29, 0.31]},
     "specificity": {"threshold": 0.9, "target": "t"},

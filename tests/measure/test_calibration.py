@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from train.calibration import NotCalibrable, fit_temperature, operating_points
-from train.metrics import at_threshold
+from train.measure.calibration import NotCalibrable, fit_temperature, operating_points
+from train.measure.metrics import at_threshold
 
 
 def sample(n=20_000, seed=0):

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from hub_model import Screener, hub_folder
-from tests.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
-from train.audits import audit, borders_only, centre_only, coarse_only
-from train.card import CardRefused, card
-from train.compare import NothingToCompare, compare
-from train.evaluation import AlreadyScored, evaluate
-from train.foreign import KINDS, foreign_pictures, kinds_for
-from train.provenance import WrongData
-from train.recipes import RECIPES, Recipe
+from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
+from train.fit.recipes import RECIPES, Recipe
+from train.measure.audit import audit, borders_only, centre_only, coarse_only
+from train.measure.compare import NothingToCompare, compare
+from train.measure.evaluate import AlreadyScored, evaluate
+from train.measure.foreign import KINDS, foreign_pictures, kinds_for
+from train.measure.provenance import WrongData
+from train.release.card import CardRefused, card
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def evaluated(archive, tmp_path_factory):  # noqa: F811
     out = tmp_path_factory.mktemp("runs") / "ct"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=3, learning_rate=3e-3, input_size=32))
-        patch.setattr("train.guarding.TEACH_A_KIND", 12)
-        patch.setattr("train.guarding.MEASURE_A_KIND", 6)
+        patch.setattr("train.measure.guard.TEACH_A_KIND", 12)
+        patch.setattr("train.measure.guard.MEASURE_A_KIND", 6)
         fit(data=[str(archive)], modality="ct", variant=SMALL, recipe="tiny", out=out)
         evaluate(out, data=[str(archive)])
     return out
@@ -107,8 +107,8 @@ def test_audits_join_the_evaluation(run, archive):  # noqa: F811
 
 def test_a_source_that_was_left_out_is_scored_beside_the_trivial_cue(archive, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=1, learning_rate=3e-3, input_size=32))
-    monkeypatch.setattr("train.guarding.TEACH_A_KIND", 12)
-    monkeypatch.setattr("train.guarding.MEASURE_A_KIND", 6)
+    monkeypatch.setattr("train.measure.guard.TEACH_A_KIND", 12)
+    monkeypatch.setattr("train.measure.guard.MEASURE_A_KIND", 6)
     data = shutil.copytree(archive, tmp_path / "data")
     files = sorted(data.rglob("*.png"))
     rows = [

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests.made_run import make_run, pictures
-from train import faithfulness, provenance
-from train.faithfulness import FaithfulnessRefused, curve, curves_of, summary
-from train.provenance import WrongData
+from train.measure import faithfulness, provenance
+from train.measure.faithfulness import FaithfulnessRefused, curve, curves_of, summary
+from train.measure.provenance import WrongData
 
 REGION = (slice(2, 4), slice(10, 12))  # of 14 x 14 places: what the network below looks at
 

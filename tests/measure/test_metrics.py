@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from train.metrics import (
+from train.measure.metrics import (
     ScreeningMetrics,
     at_threshold,
     family_weights,
@@ -121,7 +121,7 @@ def test_paired_difference_is_zero_between_equals_and_seen_between_unequals(scor
 
 def test_metric_opens_by_path_and_directly(scored):
     y, p = scored
-    by_path = evaluate.load("train/metrics.py")
+    by_path = evaluate.load("train/measure/metrics.py")
     by_path.add_batch(predictions=p[:100], references=y[:100])
     by_path.add_batch(predictions=p[100:], references=y[100:])
     direct = ScreeningMetrics().compute(predictions=p, references=y, threshold=0.3)

@@ -14,11 +14,11 @@ from hub_model.dicom import lung_window
 from hub_model.images import frame_count, read_image
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
-from train.dataset import load_data
-from train.files import DataRefused
-from train.imaging import Pose, axial_slice, draw_scan, film
-from train.phantom import PhantomRefused, draw_patient, draw_view, grey, phantom
-from train.thorax import Thorax
+from train.data.dataset import load_data
+from train.data.files import DataRefused
+from train.phantom.imaging import Pose, axial_slice, draw_scan, film
+from train.phantom.phantom import PhantomRefused, draw_patient, draw_view, grey, phantom
+from train.phantom.thorax import Thorax
 
 SIZE = 96  # pixels: enough for lungs, and fast
 FRONTAL = Pose(

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
-from made_run import make_run
 
 from hub_model.hub_folder import embedded
-from train import card
+from tests.made_run import make_run
+from train.release import card
 
 ROOT = card.TEMPLATE.parent
 

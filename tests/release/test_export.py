@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from hub_model import covid_cnn, hub_folder  # noqa: F401 - registers the family
 from tests.loaders import node_is_ready, transformers_js
 from tests.made_run import pictures
-from train import export
-from train.export import ExportRefused
+from train.release import export
+from train.release.export import ExportRefused
 
 # a head that pools and is linear, one that pools and is not, one with a norm after pooling, one that flattens
 HEADS = {"resnet10t": 64, "mobilenetv3_small_050": 64, "convnext_atto": 64, "covid_cnn_3": 224}

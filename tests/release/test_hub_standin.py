@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hub_standin import hub  # noqa: F401
+
+from tests.hub_standin import hub  # noqa: F401
 
 PUSH_AND_PULL = """
 import json

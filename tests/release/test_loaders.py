@@ -8,7 +8,8 @@ from PIL import Image
 
 from hub_model import Screener, hub_folder, read_image
 from tests.loaders import WITH_OUR_PACKAGE, WITHOUT_OUR_PACKAGE, answers, ours
-from train import backbones, training
+from train.fit import backbones
+from train.fit import trainer as training
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from hub_standin import READER, hub  # noqa: F401
-from made_run import make_run, pictures
 
 from hub_model import FolderRefused, Screener, hub_folder
-from train import __main__, card, publish, upload
-from train.sources import DataRefused
+from tests.hub_standin import READER, hub  # noqa: F401
+from tests.made_run import make_run, pictures
+from train import __main__
+from train.data.sources import DataRefused
+from train.release import card, publish
+from train.release import hub as upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -40,7 +42,7 @@ def prepared(tmp_path_factory):
     """A small prepared data set of drawn pictures; the pictures of one class are darker than those of the
     other.
     """
-    from train.prepare import prepare
+    from train.data.prepare import prepare
 
     root = tmp_path_factory.mktemp("data")
     for number, label in enumerate(("COVID", "Non-COVID")):

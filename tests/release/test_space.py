@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_standin import hub  # noqa: F401
-from made_run import add_onnx, make_run
-from static_page import NEEDED, runtime
 
 from hub_model import FolderRefused
-from train import card, publish, space, upload
+from tests.hub_standin import hub  # noqa: F401
+from tests.made_run import add_onnx, make_run
+from tests.static_page import NEEDED, runtime
+from train.release import card, publish, space
+from train.release import hub as upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

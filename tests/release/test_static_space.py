@@ -10,12 +10,12 @@ import zlib
 
 import numpy as np
 import pytest
-import static_page
-from made_run import add_onnx, make_run, pictures
 from PIL import Image, ImageDraw
 
 from hub_model import Screener
-from train import space
+from tests import static_page
+from tests.made_run import add_onnx, make_run, pictures
+from train.release import space
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 TEXT = re.compile(r'(?:say|state|Refused)\("(\w+)"|data-say="(\w+)"')

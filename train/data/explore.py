@@ -27,7 +27,7 @@ from rich.progress import track
 
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
 
-from . import data_plots
+from . import plots as data_plots
 from .dataset import is_prepared, load_data
 from .files import DataRefused, writing
 from .manifest import read_manifest

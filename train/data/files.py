@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hub_model.refused import Refused
+
 FILE_LIMIT = 2**30
 """Bytes that one file of a collection may have."""
 
@@ -42,7 +44,7 @@ NO_PLACE = frozenset(
 )
 
 
-class DataRefused(ValueError):
+class DataRefused(Refused):
     """Training data that cannot be used as it is; the message says what came, what is accepted, what to
     do."""
 

@@ -13,7 +13,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hub_model.images import ACCEPTED, ImageRefused, read_image
+from hub_model.grey import ImageRefused
+from hub_model.images import ACCEPTED, read_image
 
 from .families import describe
 from .files import Cell, is_dicom, read_bytes

@@ -14,6 +14,7 @@ from torch import nn
 
 from hub_model import covid_cnn
 from hub_model.hub_folder import LABELS, WEIGHTS
+from hub_model.refused import Refused
 
 TESTED = {
     "resnet18": "the plain residual network (He et al. 2016, arXiv:1512.03385)",
@@ -30,7 +31,7 @@ TESTED = {
 STEM_CHANNELS = 3  # grey pictures come as three equal channels: so does every stock loader's RGB
 
 
-class ModelRefused(ValueError):
+class ModelRefused(Refused):
     """A network that cannot be built, or weights that do not fit it."""
 
 

@@ -9,13 +9,15 @@ from rich.progress import track
 from scipy.special import expit
 
 from hub_model import hub_folder
-from hub_model.images import ImageRefused, read_image
+from hub_model.grey import ImageRefused
+from hub_model.images import read_image
+from hub_model.refused import Refused
 
-from .predict import run
-from .training import Images
+from ..measure.predict import run
+from .trainer import Images
 
 
-class TeacherRefused(ValueError):
+class TeacherRefused(Refused):
     """A teacher that was made for other pictures."""
 
 

@@ -19,11 +19,13 @@ from transformers.trainer_callback import ProgressCallback
 
 from hub_model import hub_folder
 from hub_model.hub_folder import LABELS
+from hub_model.refused import Refused
 
-from . import backbones, distillation, probe, speed, training
-from .dataset import load_data
-from .files import DataRefused
-from .provenance import fingerprint
+from ..data.dataset import load_data
+from ..data.files import DataRefused
+from ..measure.provenance import fingerprint
+from . import backbones, distillation, probe, speed
+from . import trainer as training
 from .recipes import RECIPES, Recipe
 
 SETTINGS = "fit.json"
@@ -34,7 +36,7 @@ UNCALIBRATED = {
 }
 
 
-class FitRefused(ValueError):
+class FitRefused(Refused):
     """Settings or data that cannot be trained with."""
 
 
@@ -44,7 +46,7 @@ def fit(
     variant: Annotated[str, typer.Option(help="covid_cnn_* or any timm CNN")],
     out: Annotated[Path | None, typer.Option(help="run folder; by default runs/MODALITY-VARIANT")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="row of train/recipes.py; by default the variant's own")
+        str | None, typer.Option(help="row of train/fit/recipes.py; by default the variant's own")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="safetensors file with weights to start from")] = None,
     pretrained: Annotated[bool, typer.Option(help="start from timm's weights on the Hub")] = False,
@@ -63,7 +65,7 @@ def fit(
     ] = None,
     input_size: Annotated[int | None, typer.Option(help="side in pixels, instead of the recipe's")] = None,
     augment: Annotated[
-        str | None, typer.Option(help="row of train/augment.py, instead of the recipe's")
+        str | None, typer.Option(help="row of train/fit/augment.py, instead of the recipe's")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     batch: Annotated[int | None, typer.Option(help="global batch size, instead of the recipe's")] = None,

@@ -38,7 +38,7 @@ class Recipe:
         freeze_norms: Epochs in which batch norm keeps the statistics it came with.
         balance: None, "class" (both classes alike) or "source" (and within a class, each source by the root
             of its size).
-        augment: Name in `train.augment.AUGMENTATIONS`.
+        augment: Name in `train.fit.augment.AUGMENTATIONS`.
         input_size: Side of the square picture in pixels; None leaves the architecture's own.
         keep: "last" or "best": the epoch with the highest validation AUROC.
         stop_patience: Epochs without a gain in training accuracy after which training stops; 0 is never.

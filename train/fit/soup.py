@@ -13,13 +13,14 @@ from scipy.special import expit
 
 from hub_model import hub_folder
 from hub_model.hub_folder import HubFolder
+from hub_model.refused import Refused
 
-from .metrics import figures
-from .predict import predict
-from .provenance import parts_of
+from ..measure.metrics import figures
+from ..measure.predict import predict
+from ..measure.provenance import parts_of
 
 
-class SoupRefused(ValueError):
+class SoupRefused(Refused):
     """Runs whose weights have no meaningful mean, or an occupied place to put it."""
 
 

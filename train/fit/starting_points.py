@@ -15,13 +15,15 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hub_model.refused import Refused
+
 WIDE_STEM = 72
 """Stem channels of the carried-over ResNet: 64 and room for those that need a second copy."""
 DEVIATIONS = 5.0
 """How far below its mean a norm's output may lie before the added ReLU cuts it off."""
 
 
-class NoStartingPoint(ValueError):
+class NoStartingPoint(Refused):
     """Weights of another network than those that can be carried over."""
 
 

@@ -22,8 +22,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hub_model.hub_folder import LABELS
 
+from ..measure.metrics import at_threshold, threshold_free
 from .augment import augment
-from .metrics import at_threshold, threshold_free
 from .recipes import Recipe
 
 COMPLETE, AVERAGE = "complete.json", "average.safetensors"

@@ -4,6 +4,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from hub_model.refused import Refused
+
 from .metrics import at_threshold
 
 TARGET = 0.95
@@ -11,7 +13,7 @@ ABSTAIN_SHARE = 0.05
 """Share of validation images on either side of a threshold that count as too close to call."""
 
 
-class NotCalibrable(ValueError):
+class NotCalibrable(Refused):
     """The validation part cannot carry a calibration."""
 
 

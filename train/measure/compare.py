@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from hub_model import hub_folder
+from hub_model.refused import Refused
 
 CPU_RUNS = 15
 HEADER = ("run", "modality", "network", "parameters", "MACs", "CPU ms", "test AUROC", "sensitivity / specificity at "
           "sensitivity", "balanced", "specificity", "accuracy (balanced)", "n")  # fmt: skip
 
 
-class NothingToCompare(ValueError):
+class NothingToCompare(Refused):
     """None of the folders has been evaluated."""
 
 

@@ -11,20 +11,22 @@ import typer
 from scipy.special import expit
 
 from hub_model import hub_folder
+from hub_model.refused import Refused
 from hub_model.screener import INCONCLUSIVE, decide
 
-from . import calibration, guarding, plots
-from .dataset import load_data
+from ..data.dataset import load_data
+from ..data.sources import DataRefused
+from . import calibration, plots
+from . import guard as guarding
 from .metrics import figures
 from .predict import Predictions, predict
 from .provenance import fingerprint, parts_of, split_of
-from .sources import DataRefused
 
 MIN_SOURCE_IMAGES = 10
 """Sources with fewer test images get no figures of their own: an interval over a handful says nothing."""
 
 
-class AlreadyScored(ValueError):
+class AlreadyScored(Refused):
     """The test part has been scored with these very weights."""
 
 

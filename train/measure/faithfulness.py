@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
 from hub_model import heatmap, hub_folder
+from hub_model.refused import Refused
 
 from .metrics import family_weights, record
 from .provenance import parts_of
@@ -32,7 +33,7 @@ MAPS, CURVES = ("heat map", "random map"), ("deletion", "insertion")
 COLOURS = {"heat map": "#b3402e", "random map": "#8a8f98"}
 
 
-class FaithfulnessRefused(ValueError):
+class FaithfulnessRefused(Refused):
     """Settings that measure nothing."""
 
 

@@ -1,7 +1,7 @@
 """Screening figures with intervals that resample families, not images.
 
 The functions take weights, so that one call scores all bootstrap replicates at once. `ScreeningMetrics` is the same
-as an ``evaluate.Metric``: use it from here, or offline by path, ``evaluate.load("train/metrics.py")``.
+as an ``evaluate.Metric``: use it from here, or offline by path, ``evaluate.load("train/measure/metrics.py")``.
 """
 
 import datasets

@@ -3,11 +3,12 @@
 import hashlib
 
 from hub_model.hub_folder import HubFolder
+from hub_model.refused import Refused
 
-from .dataset import load_data
+from ..data.dataset import load_data
 
 
-class WrongData(ValueError):
+class WrongData(Refused):
     """Data that this run must not be evaluated on."""
 
 

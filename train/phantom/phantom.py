@@ -23,8 +23,9 @@ from rich.progress import track
 
 from hub_model.dicom import LUNG_WINDOW, lung_window
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
+from hub_model.refused import Refused
 
-from .files import writing
+from ..data.files import writing
 from .imaging import OUTSIDE, axial_slice, draw_pose, draw_scan, field_of_view, film
 from .thorax import Thorax
 
@@ -45,7 +46,7 @@ it is synthetic. metadata.csv lists the files; pictures with one patient_id show
 """
 
 
-class PhantomRefused(ValueError):
+class PhantomRefused(Refused):
     """Settings that give no data set, or a folder with something else in it."""
 
 

@@ -17,8 +17,9 @@ import typer
 import yaml
 
 from hub_model import __version__, hub_folder
+from hub_model.refused import Refused
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
 README, RESULTS, COLLECTIONS_FILE = "README.md", ".eval_results/covid-xct.yaml", "collections.json"
 PLACEHOLDER = "ORG/NAME"
 FOLDER = "path/to/this/folder"
@@ -41,7 +42,7 @@ CORE_WATTS, GPU_WATTS, OVERHEAD = 12.0, 300.0, 1.67
 Algorithms, doi 10.1002/advs.202100707; the GPU figure is the board power of common data-centre cards)."""
 
 
-class CardRefused(ValueError):
+class CardRefused(Refused):
     """A run that no honest card can be written for."""
 
 

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hub_model import guard, heatmap, hub_folder
+from hub_model.refused import Refused
 from hub_model.screener import decide
 
-from .metrics import threshold_free
-from .provenance import parts_of
+from ..measure.metrics import threshold_free
+from ..measure.provenance import parts_of
 
 OPSET = 20
 MAX_DIFFERENCE = {"probability": 1e-4, "features": 1e-4, "heatmap": 1e-3}  # fp32 against torch
@@ -43,7 +44,7 @@ OUTPUTS = ("logits", "heatmap", "features")
 FP32, INT8, REPORT = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/export.json"
 
 
-class ExportRefused(ValueError):
+class ExportRefused(Refused):
     """An export that does not agree with the network, or data that cannot show whether it does."""
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from hub_model.refused import Refused
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -33,11 +35,11 @@ LOCAL_PATH = re.compile(
 Content = Path | bytes
 
 
-class PublishRefused(ValueError):
+class PublishRefused(Refused):
     """Something that must not be uploaded, or must not be uploaded there."""
 
 
-class PublishFailed(ValueError):
+class PublishFailed(Refused):
     """The upload did not come through; the message says what is on the Hub."""
 
 

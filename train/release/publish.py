@@ -16,7 +16,7 @@ from hub_model import hub_folder
 from hub_model.hub_folder import COVID, LABELS
 
 from . import card as cards
-from .upload import Content, PublishRefused, Target, check_traces, collected, show
+from .hub import Content, PublishRefused, Target, check_traces, collected, show
 
 MODEL_FILES = (
     "config.json",
@@ -247,8 +247,8 @@ def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Con
     Raises:
         PublishRefused: see `publish_data`.
     """
-    from .dataset import is_prepared, verify
-    from .manifest import read_manifest
+    from ..data.dataset import is_prepared, verify
+    from ..data.manifest import read_manifest
 
     if not is_prepared(folder):
         raise PublishRefused(

@@ -18,13 +18,14 @@ import safetensors.torch
 import typer
 import yaml
 
-from hub_model import heatmap, hub_folder, images
+from hub_model import grey, heatmap, hub_folder
 from hub_model.guard import BLANK_DEVIATION
+from hub_model.refused import Refused
 
 from . import card
-from .upload import Content, Target, check_traces, collected, show
+from .hub import Content, Target, check_traces, collected, show
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path(__file__).with_name("static_space")
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -75,7 +76,7 @@ if __name__ == "__main__":
 '''
 
 
-class SpaceRefused(ValueError):
+class SpaceRefused(Refused):
     """A model or a folder that no page can be made of."""
 
 
@@ -270,12 +271,12 @@ def write_static(
         "languages": sorted(languages, key=lambda code: (code != "en", code)),
         "texts": own,
         "limits": {
-            "max_bytes": images.MAX_BYTES,
-            "max_pixels": images.MAX_PIXELS,
-            "max_side": images.MAX_SIDE,
-            "min_side": images.MIN_SIDE,
-            "colour_step": images.COLOUR_STEP,
-            "colour_share": images.COLOUR_SHARE,
+            "max_bytes": grey.MAX_BYTES,
+            "max_pixels": grey.MAX_PIXELS,
+            "max_side": grey.MAX_SIDE,
+            "min_side": grey.MIN_SIDE,
+            "colour_step": grey.COLOUR_STEP,
+            "colour_share": grey.COLOUR_SHARE,
             "blank_deviation": BLANK_DEVIATION,
         },
         "heat": {"for": heatmap.FOR, "against": heatmap.AGAINST, "opacity": heatmap.OPACITY},
