@@ -21,10 +21,10 @@ from hub_model import hub_folder
 from tests.benchmarks import measured
 from train.data.dataset import load_data
 from train.fit import backbones
+from train.fit.batches import BalancedSampler, Batches, read_images
 from train.fit.probe import features_of, fit_probe
 from train.fit.speed import keep_memory
 from train.fit.starting_points import resnetv2_args, start
-from train.fit.trainer import BalancedSampler, Batches, read_images
 
 FOLDS, REPEATS = 5, 2
 STRENGTH = 0.02

@@ -25,11 +25,12 @@ from hub_model import Screener, hub_folder
 from tests.made_run import make_run
 from train.fit import speed
 from train.fit import trainer as training
+from train.fit.batches import BalancedSampler, Batches, mix, read_images, standardise
 from train.fit.distillation import TeacherRefused
 from train.fit.fit import FitRefused, choose_recipe, fit
 from train.fit.probe import source_directions
 from train.fit.recipes import RECIPES, Recipe
-from train.fit.trainer import BalancedSampler, Batches, mix, parameter_groups, read_images, standardise
+from train.fit.trainer import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "mobilenetv3_small_050"

@@ -9,7 +9,7 @@ from PIL import Image
 from hub_model import Screener, hub_folder, read_image
 from tests.loaders import WITH_OUR_PACKAGE, WITHOUT_OUR_PACKAGE, answers, ours
 from train.fit import backbones
-from train.fit import trainer as training
+from train.fit.batches import Batches, read_images
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_screener_feeds_the_network_what_training_fed_it(folder, files, request,
     screener = Screener.from_pretrained(folder)
     cfg = screener.config["pretrained_cfg"]
     rows = Part({"image": Image.open(file), "label": 1, "source": "s", "path": file.name} for file in files)
-    images = training.read_images(rows, hub_folder.transform_of(screener.config), cfg, "train")
-    fed = training.Batches(cfg, screener.modality)([images[index] for index in range(len(images))])
+    images = read_images(rows, hub_folder.transform_of(screener.config), cfg, "train")
+    fed = Batches(cfg, screener.modality)([images[index] for index in range(len(images))])
     screened = torch.stack([screener.preprocess(read_image(file)) for file in files])
     assert torch.equal(fed["pixel_values"], screened)
 

@@ -14,7 +14,7 @@ from hub_model.images import read_image
 from hub_model.refused import Refused
 
 from ..measure.predict import run
-from .trainer import Images
+from .batches import Images
 
 
 class TeacherRefused(Refused):

@@ -26,6 +26,7 @@ from ..data.files import DataRefused
 from ..measure.provenance import fingerprint
 from . import backbones, distillation, probe, speed
 from . import trainer as training
+from .batches import Batches, Images, read_images
 from .recipes import RECIPES, Recipe
 
 SETTINGS = "fit.json"
@@ -127,8 +128,8 @@ def fit(
     )
     transform = hub_folder.transform_of(config)
     known = without(parts, without_source or [])
-    train = training.read_images(known["train"], transform, config["pretrained_cfg"], "train")
-    validation = training.read_images(known["validation"], transform, config["pretrained_cfg"], "validation")
+    train = read_images(known["train"], transform, config["pretrained_cfg"], "train")
+    validation = read_images(known["validation"], transform, config["pretrained_cfg"], "validation")
     _check_classes(train, validation)
     if teacher:
         train = distillation.with_teachers(
@@ -224,7 +225,7 @@ def _parse(model_args: str) -> dict:
     return parsed
 
 
-def _check_classes(train: training.Images, validation: training.Images) -> None:
+def _check_classes(train: Images, validation: Images) -> None:
     for name, images in (("train", train), ("validation", validation)):
         counts = [int((images.labels == index).sum()) for index in range(len(LABELS))]
         if 0 in counts:
@@ -297,7 +298,7 @@ def _trainer(
         report_to=report,
         project="covid-xct",
     )
-    batches = training.Batches(config["pretrained_cfg"], modality, row)
+    batches = Batches(config["pretrained_cfg"], modality, row)
     trainer = training.RecipeTrainer(
         model=model,
         args=arguments,

@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
-from .trainer import Batches, Images
+from .batches import Batches, Images
 
 SOURCE_STRENGTH = 1e-3
 """C of the regressions that tell sources apart: strong enough a penalty that only what is plain counts."""
