@@ -22,7 +22,7 @@ from tests.bad_files import files_of_at_most, grey_picture, make_bad_files, make
 from tests.data.test_sources import tree, zipped
 from train.__main__ import app
 from train.data import reading
-from train.data.dataset import load_data, verify
+from train.data.dataset import load_data, open_data, verify
 from train.data.files import DataRefused
 from train.data.manifest import read_manifest, write_manifest
 from train.data.prepare import prepare
@@ -166,6 +166,37 @@ def test_the_files_beside_it(prepared):
         assert sheet.width == 1120
 
 
+def test_origin_is_what_the_data_say_and_not_what_flags_default_to(tmp_path):
+    out = prepare([archive(tmp_path / "set")], tmp_path / "out", families="known", seed=7, jobs=1)
+    data, origin = open_data(out)
+    assert (origin.split, origin.seed, origin.families, origin.leaking) == ("family", 7, "known", False)
+    assert (origin.ratios, origin.long_side, origin.sources) == ((0.7, 0.15, 0.15), None, ("set",))
+    assert open_data(out, seed=7, families="known", split="family", ratios=(0.7, 0.15, 0.15))[1] == origin
+    raw, same = open_data(tmp_path / "set", families="known", seed=7)
+    assert lines(raw) == lines(data) and same == origin
+    assert open_data(tmp_path / "set", families="known", seed=8)[1].split_sha256 != origin.split_sha256
+    assert open_data(out, "ct")[1].data_sha256 != origin.data_sha256
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"seed": 7}, r"was prepared with seed 0; 7 was asked for \(--seed\)"),
+        ({"split": "official"}, "split 'family'; 'official' was asked for"),
+        ({"families": "found"}, "families 'known'; 'found' was asked for"),
+        ({"ratios": (0.8, 0.1, 0.1)}, r"ratios \[0.7, 0.15, 0.15\]; \[0.8, 0.1, 0.1\] was asked for"),
+        ({"long_side": 64}, r"long_side None; 64 was asked for \(--long-side\)"),
+        (
+            {"labels": ["Normal=Non-COVID"]},
+            "its labels are settled; --labels Normal=Non-COVID comes too late",
+        ),
+    ],
+)
+def test_what_contradicts_prepared_data_is_refused(prepared, asked, words):
+    with pytest.raises(DataRefused, match=words):
+        open_data(prepared, **asked)
+
+
 def test_plain_files_are_kept_and_others_become_lossless(tmp_path):
     root = archive(tmp_path / "set")
     folder, grey = root / "CT" / "COVID", grey_picture(seed=50)
@@ -282,7 +313,7 @@ def test_random_split_needs_a_word_and_is_marked_everywhere(tmp_path):
     assert "LEAKING" in (out / "README.md").read_text().split("---")[2].splitlines()[2]
     with pytest.warns(UserWarning, match="LEAKING"):
         load_data(out)
-    with pytest.raises(DataRefused, match="prepared with the split 'random', seed 0; 'family' was asked for"):
+    with pytest.raises(DataRefused, match="prepared with split 'random'; 'family' was asked for"):
         load_data(out, split="family")
 
 

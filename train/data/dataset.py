@@ -1,10 +1,12 @@
 """The door to training data: any collection, or a prepared folder, as a `datasets.DatasetDict`."""
 
+import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -22,53 +24,93 @@ from .writing import FORMAT, MANIFEST_FILE, SPLIT_FILE
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
+USUAL = {"split": "family", "seed": 0, "families": "found", "ratios": list(RATIOS), "long_side": None}
+"""What raw pictures are prepared with where nothing is asked for."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the data of a run come from and how they were split, by what the data themselves say.
+
+    Attributes:
+        split, seed, families, ratios, long_side: what they were prepared with, see `open_data`.
+        leaking: whether copies and patients may be on both sides of the split.
+        sources: names of the collections that pictures come from.
+        data_sha256: of the encoded pictures, in the order of the rows of test, train and validation.
+        split_sha256: of which picture (source and path), label and family lies in which split.
+    """
+
+    split: str
+    seed: int
+    families: str
+    ratios: tuple[float, float, float]
+    long_side: int | None
+    leaking: bool
+    sources: tuple[str, ...]
+    data_sha256: str
+    split_sha256: str
+
 
 def load_data(
+    path_or_paths: str | Path | Sequence[str | Path], modality: str | None = None, **asked: Any
+) -> "DatasetDict":
+    """Open training data as a `DatasetDict`, without its `Origin`; arguments and errors are `open_data`'s."""
+    return open_data(path_or_paths, modality, **asked)[0]
+
+
+def open_data(
     path_or_paths: str | Path | Sequence[str | Path],
     modality: str | None = None,
-    seed: int = 0,
-    split: str | None = None,
-    jobs: int | None = None,
     *,
-    ratios: Sequence[float] = RATIOS,
-    families: str = "found",
+    seed: int | None = None,
+    split: str | None = None,
+    families: str | None = None,
+    ratios: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
     long_side: int | None = None,
+    jobs: int | None = None,
     allow_leak: bool = False,
-) -> "DatasetDict":
-    """Open training data as a `DatasetDict` with the parts train, validation and test.
+) -> tuple["DatasetDict", Origin]:
+    """Open training data as a `DatasetDict` with the splits train, validation and test, and say where it is from.
 
     Columns: `image` (8-bit grey), `label` (ClassLabel Non-COVID, COVID; COVID = 1), `modality`, `family`,
-    `source`, `path`. A folder written by `prepare` is opened as it is: its seed and split stand. Everything
-    else is prepared into the cache of `datasets` (HF_DATASETS_CACHE) and opened from there the next time,
-    unless a file has changed.
+    `source`, `path`. A folder written by `prepare` is opened as it is. Everything else is prepared into the
+    cache of `datasets` (HF_DATASETS_CACHE) and opened from there the next time, unless a file has changed.
+
+    None for an argument means: what the prepared data say; for other data, what `prepare` does by default.
 
     Args:
         path_or_paths: a prepared folder, or what `open_sources` takes.
         modality: "xray" or "ct": the only one wanted, and that of pictures that say none.
         seed: of the split.
-        split: "family" (what None means for raw pictures), "official" or "random"; see `assign_splits`.
-        jobs: processes; None takes one per core.
-        ratios: shares of train, validation and test.
+        split: "family", "official" or "random"; see `assign_splits`.
         families: "found" or "known", see `prepare`.
+        ratios: shares of train, validation and test.
         labels: further class names, see `open_sources`.
         long_side: store at most so many pixels a side.
+        jobs: processes; None takes one per core.
         allow_leak: must be said for split "random".
 
     Raises:
-        DataRefused: see `prepare`; or a prepared folder that was changed, or has another split than asked.
+        DataRefused: see `prepare`; or a prepared folder that was changed, or says something else than asked.
         LeakError: a prepared folder whose split leaks.
     """
     places = [path_or_paths] if isinstance(path_or_paths, str | Path) else list(path_or_paths)
+    asked = {"split": split, "seed": seed, "families": families, "long_side": long_side}
+    asked["ratios"] = None if ratios is None else list(ratios)
     if len(places) == 1 and is_prepared(Path(places[0])):
-        return _open(Path(places[0]), modality, split)
+        if labels:
+            raise DataRefused(
+                f"{places[0]}: was prepared, and its labels are settled; --labels {' '.join(labels)} comes too late."
+                " Leave it out, or prepare the pictures again with it."
+            )
+        return _open(Path(places[0]), modality, asked)
     rows = open_sources(places, modality, labels)
-    settings = {"split": split or "family", "seed": seed, "ratios": tuple(ratios), "families": families}
-    settings["long_side"] = long_side
+    settings = {key: USUAL[key] if value is None else value for key, value in asked.items()}
     cached = _cache() / fingerprint(rows, {**settings, "code": code_hash()})[:32]
     with FileLock(f"{cached}.lock"):  # whoever wants the same data at the same time waits for the first
         prepare(places, cached, modality, labels=labels, jobs=jobs, allow_leak=allow_leak, **settings)
-    return _open(cached, None, None)
+    return _open(cached, None, {})
 
 
 def is_prepared(folder: Path) -> bool:
@@ -127,25 +169,48 @@ def _cache() -> Path:
     return folder
 
 
-def _open(folder: Path, modality: str | None, split: str | None) -> "DatasetDict":
+def _open(folder: Path, modality: str | None, asked: Mapping[str, Any]) -> tuple["DatasetDict", Origin]:
     import datasets
 
     if modality not in (None, *MODALITIES):
         raise DataRefused(f"Modality {modality!r}: accepted are {' and '.join(MODALITIES)}.")
     told = verify(folder)
-    if split not in (None, told["split"]):
-        raise DataRefused(
-            f"{folder}: was prepared with the split {told['split']!r}, seed {told['seed']}; {split!r} was"
-            f" asked for. Ask for {told['split']!r} (--split), or prepare the pictures again."
-        )
+    for name, value in asked.items():
+        if value not in (None, told[name]):
+            raise DataRefused(
+                f"{folder}: was prepared with {name} {told[name]!r}; {value!r} was asked for"
+                f" (--{name.replace('_', '-')}). Leave that out, or prepare the pictures again."
+            )
     if told["leaking"]:
-        warnings.warn(f"{folder}: {LEAKING}, a random split; scores on it measure memory.", stacklevel=3)
+        warnings.warn(f"{folder}: {LEAKING}, a random split; scores on it measure memory.", stacklevel=4)
     data = datasets.load_dataset(str(folder))
-    if modality is None:
-        return data
-    chosen = {
-        name: [i for i, kind in enumerate(data[name]["modality"]) if kind == modality] for name in SPLITS
-    }
-    if not any(chosen.values()):
-        raise DataRefused(f"{folder}: holds no pictures of modality {modality!r}.")
-    return datasets.DatasetDict({name: data[name].select(indices) for name, indices in chosen.items()})
+    if modality is not None:
+        chosen = {
+            name: [i for i, kind in enumerate(data[name]["modality"]) if kind == modality] for name in SPLITS
+        }
+        if not any(chosen.values()):
+            raise DataRefused(f"{folder}: holds no pictures of modality {modality!r}.")
+        data = datasets.DatasetDict({name: data[name].select(indices) for name, indices in chosen.items()})
+    return data, _origin(data, told)
+
+
+def _origin(data: "DatasetDict", told: Mapping[str, Any]) -> Origin:
+    """What is known of opened data; `told` is the contents of `split.json`."""
+    import datasets
+
+    content, split = hashlib.sha256(), hashlib.sha256()
+    columns = ("source", "path", "label", "family")
+    for name in sorted(data):
+        lines = data[name].select_columns(list(columns)).to_dict()
+        split.update(repr((name, sorted(zip(*(lines[key] for key in columns), strict=True)))).encode())
+        pictures = data[name].select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        for row in pictures:
+            content.update(hashlib.sha256(row["image"]["bytes"] or b"").digest())
+    return Origin(
+        **{name: told[name] for name in ("split", "seed", "families", "long_side")},
+        ratios=tuple(told["ratios"]),
+        leaking=bool(told["leaking"]),
+        sources=tuple(sorted({source for part in data.values() for source in part.unique("source")})),
+        data_sha256=content.hexdigest(),
+        split_sha256=split.hexdigest(),
+    )

@@ -114,7 +114,8 @@ def explore(
     """
     out = Path(out).expanduser()
     _check_place(out)
-    data = load_data(sources, modality, seed, split, labels=labels)
+    raw = len(sources) > 1 or not is_prepared(Path(sources[0]).expanduser())
+    data = load_data(sources, modality, seed=seed if raw else None, split=split, labels=labels)
     tallies = tally(data)
     report = {
         "format": FORMAT,
