@@ -1,31 +1,127 @@
-"""Put the measured tables of docs/measured/ where the README names them.
+"""Put what commands measured, and what the code says of itself, where README.md and docs/*.md name it.
 
     python -m tests.benchmarks.readme
 
-A place is a pair of comments, `<!-- measured: NAME -->` and `<!-- /measured -->`; what stands between them becomes
-docs/measured/NAME.md.
+A place is a pair of comments, `<!-- measured: NAME -->` and `<!-- /measured -->`. What stands between them becomes
+docs/measured/NAME.md, or, for a name in `MADE`, what that function gives: the models' table comes from the embedded
+evaluation.json files, the reference and the map from the docstrings, the example's output from running it.
 """
 
+import importlib
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from tests.benchmarks import reference
+from tests.benchmarks.measured import FOLDER as MEASURED
+from tests.benchmarks.measured import interval, table
+
 ROOT = Path(__file__).parents[2]
-README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured"
+README, CHECKPOINTS = ROOT / "README.md", ROOT / "hub_model" / "checkpoints"
 PLACE = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+KINDS = {"xray": "chest X-ray", "ct": "CT slice"}
+CHANCE = 0.5  # an AUROC
+
+
+def pages() -> list[Path]:
+    """README.md and docs/*.md: every page that a reader is led to."""
+    return [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def rendered(text: str) -> str:
-    """The text with every named table as it was measured last.
+    """The text with every named place filled anew.
 
     Raises:
         FileNotFoundError: a named table was never measured.
     """
 
-    def table(place: re.Match) -> str:
-        return f"{place[1]}{(MEASURED / f'{place[2]}.md').read_text('utf-8').strip()}\n{place[3]}"
+    def filled(place: re.Match) -> str:
+        name = place[2]
+        made = MADE[name]() if name in MADE else (MEASURED / f"{name}.md").read_text("utf-8")
+        return f"{place[1]}{made.strip()}\n{place[3]}"
 
-    return PLACE.sub(table, text)
+    return PLACE.sub(filled, text)
+
+
+def models() -> str:
+    """The embedded models by their evaluation.json: figures on the test split, and what they are worth."""
+    head = ["model", "test pictures (families)", "AUROC", "sensitivity", "specificity"]
+    rows, sentences = [], []
+    for file in sorted(CHECKPOINTS.glob("*/evaluation.json"), reverse=True):
+        evaluation = json.loads(file.read_text("utf-8"))
+        test, kind = evaluation["test"], KINDS[evaluation["modality"]]
+        point, at = next(iter(test["at"].items()))
+        figures = [interval(figure) for figure in (test["auroc"], at["sensitivity"], at["specificity"])]
+        rows.append([f"{kind} (`{file.parent.name}`)", f"{test['n']} ({test['families']})", *figures])
+        sentences += [f"- **{kind}:** {sentence}" for sentence in worth(evaluation)]
+    measured = f"At the operating point *{point}*, on test splits that were scored once; 95 % intervals resample families."
+    return "\n\n".join([measured, table(head, rows), "What these figures are worth:", "\n".join(sentences)])
+
+
+def worth(evaluation: dict) -> list[str]:
+    """Sentences on what else could explain a model's figures, the worst case of each named.
+
+    A collection that holds both labels shows whether the model sees more than which collection a picture is from; a
+    thumbnail shows how far one gets without any detail of the lungs.
+    """
+    sources = evaluation["test_by_source"]
+    both = {name: part["auroc"] for name, part in sources.items() if part["auroc"]["value"] is not None}
+    found = []
+    if len(sources) > 1:
+        one_label = ", ".join(name for name in sources if name not in both)
+        for name, auroc in both.items():
+            answer = "not shown to be better than chance" if auroc["low"] <= CHANCE else "better than chance"
+            found.append(
+                f"inside {name}, the collection that holds both labels, AUROC {interval(auroc)}: {answer}. "
+                f"The figure over all of them counts collections too ({one_label} hold one label each)."
+            )
+    elif sources:
+        found.append(f"one collection, {', '.join(sources)}; how it does on another was not measured.")
+    if not (thumbnail := evaluation.get("audits", {}).get("thumbnail", {}).get("all")):
+        return [*found, "not audited: nothing says what else gave the labels away."]
+    advantage = thumbnail["advantage"]
+    answer = (
+        "no better than a thumbnail, as far as shown" if advantage["low"] <= 0 else "better than a thumbnail"
+    )
+    found.append(
+        f"AUROC of a thumbnail alone {interval(thumbnail)}; difference {interval(advantage)}: {answer}."
+    )
+    return found
+
+
+@cache
+def example() -> str:
+    """What the first Python block of the README prints, run as it stands."""
+    code = PYTHON.search(README.read_text("utf-8"))[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the README's example fails:\n{done.stderr}")
+    return f"```\n{done.stdout.strip()}\n```"
+
+
+def verbs() -> str:
+    """The commands of `python -m train`, by their lines of help."""
+    found = importlib.import_module("train.__main__").VERBS
+    return table(
+        ["verb", "what it does"], [[f"`{name}`", verb.help] for name, verb in found.items()]
+    ).replace("---:", "---")
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "models": models,
+    "example": example,
+    "reference": reference.interface,
+    "verbs": verbs,
+    "map": reference.modules,
+}
+"""Places that are made from the tree itself."""
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text("utf-8")), "utf-8")
+    for page in pages():
+        page.write_text(rendered(page.read_text("utf-8")), "utf-8")
