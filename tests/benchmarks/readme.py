@@ -59,7 +59,7 @@ def models() -> str:
         figures = [interval(figure) for figure in (test["auroc"], at["sensitivity"], at["specificity"])]
         rows.append([f"{kind} (`{file.parent.name}`)", f"{test['n']} ({test['families']})", *figures])
         sentences += [f"- **{kind}:** {sentence}" for sentence in worth(evaluation)]
-    measured = f"At the operating point *{point}*, on test splits that were scored once; 95 % intervals resample families."
+    measured = f"At the operating point *{point}*, on test splits; 95 % intervals resample families."
     return "\n\n".join([measured, table(head, rows), "What these figures are worth:", "\n".join(sentences)])
 
 
