@@ -7,6 +7,10 @@ class Refused(ValueError):
     """Base of all refusals; both command lines print its message and end with exit code 1."""
 
 
+class Failed(RuntimeError):
+    """Base of errors that end work which was rightly begun: what went wrong, what is kept, and what to do next."""
+
+
 class Reason(str):
     """An English sentence that says why, and what a page needs to say it in another language.
 

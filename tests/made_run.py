@@ -61,7 +61,7 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
         "provenance": {
             **{name: evaluation["data"][name] for name in ("data_sha256", "split_sha256", "seed", "split")},
             "recipe": {"name": "scratch", "epochs": 3, "learning_rate": 0.001},
-            "settings": {"variant": ARCHITECTURE, "init": "None", "pretrained": "False", "teacher": "None"},
+            "settings": {"variant": ARCHITECTURE, "init": None, "pretrained": False, "teacher": []},
             "training": {"seconds": 90.0, "device": "cpu", "cores": 2},
         },
     }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import typer
 from rich.console import Console
 
-from hub_model.refused import Refused
+from hub_model.refused import Failed, Refused
 
 
 class Verb(NamedTuple):
@@ -73,8 +73,9 @@ def train() -> None:
 def main() -> None:
     try:
         app(prog_name="python -m train")
-    except (Refused, OSError) as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"Refused. {error}", soft_wrap=True)
+    except (Refused, Failed, OSError) as error:
+        word = "Refused" if isinstance(error, Refused) else "Failed"
+        Console(stderr=True, highlight=False, markup=False).print(f"{word}. {error}", soft_wrap=True)
         sys.exit(1)
 
 

@@ -129,10 +129,10 @@ def read(run: Path) -> dict:
         "architecture": config["architecture"],
         "model_args": config.get("model_args") or {},
         "recipe": provenance["recipe"],
-        "seed": provenance.get("seed", 0),
+        "seed": provenance["settings"]["seed"],
         "soup": len(provenance.get("soup") or []),
-        "teachers": provenance["settings"].get("teacher", "None"),
-        "bf16": provenance["training"].get("bf16", provenance["settings"].get("bf16") == "True"),
+        "teachers": provenance["settings"].get("teacher") or [],
+        "bf16": provenance["training"].get("bf16", provenance["settings"].get("bf16")),
         "images": provenance["images"],
         "seconds": provenance["training"]["seconds"],
         "without_source": provenance["without_source"],
@@ -176,7 +176,7 @@ def how(row: dict) -> str:
     words = [base, *changes]
     words += [f"seed {row['seed']}"] if row.get("seed") else []
     words += [f"mean of the weights of {row['soup']} runs"] if row["soup"] else []
-    words += ["distilled"] if row["teachers"] not in ("None", "[]") else []
+    words += ["distilled"] if row["teachers"] else []
     return ", ".join(words)
 
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_model import covid_cnn, hub_folder
+from hub_model.refused import Refused
 from train.fit import backbones, starting_points
-from train.fit.backbones import ModelRefused
 
 NAME = "mobilenetv3_small_050"
 
@@ -80,13 +80,13 @@ def spoil(state):
     ],
 )
 def test_weights_that_do_not_fit_are_refused_whole(damaged, change, told):
-    with pytest.raises(ModelRefused, match=told) as refusal:
+    with pytest.raises(Refused, match=told) as refusal:
         backbones.build(NAME, init=damaged(change))
     assert "Nothing was loaded" in str(refusal.value)
 
 
 def test_weights_of_another_network_are_refused(weights):
-    with pytest.raises(ModelRefused, match=r"does not fit ResNet: .* Is it another architecture"):
+    with pytest.raises(Refused, match=r"does not fit ResNet: .* Is it another architecture"):
         backbones.build("resnet18", init=weights)
 
 
@@ -96,13 +96,13 @@ def test_a_pickle_is_not_opened(tmp_path):
             return open, (str(tmp_path / "sprung"), "w")
 
     torch.save(Trap(), tmp_path / "weights.pth")
-    with pytest.raises(ModelRefused, match=r"Pickles .* are never opened"):
+    with pytest.raises(Refused, match=r"Pickles .* are never opened"):
         backbones.build(NAME, init=tmp_path / "weights.pth")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_the_hub_out_of_reach_says_what_to_do():
-    with pytest.raises(ModelRefused, match=r"Hub cannot be reached .*HF_HOME.* --init FILE"):
+    with pytest.raises(Refused, match=r"Hub cannot be reached .*HF_HOME.* --init FILE"):
         backbones.build("resnet18.a1_in1k", pretrained=True)
 
 
@@ -118,7 +118,7 @@ def test_the_hub_out_of_reach_says_what_to_do():
     ],
 )
 def test_what_cannot_be_built_is_said(name, settings, told):
-    with pytest.raises(ModelRefused, match=told):
+    with pytest.raises(Refused, match=told):
         backbones.build(name, **settings)
 
 

@@ -22,14 +22,15 @@ from safetensors.torch import load_file
 
 import train.fit.fit as fitting
 from hub_model import Screener, hub_folder
+from hub_model.refused import Refused
 from tests.made_run import make_run
 from train.fit import speed
 from train.fit import trainer as training
 from train.fit.batches import BalancedSampler, Batches, mix, read_images, standardise
-from train.fit.distillation import TeacherRefused
-from train.fit.fit import FitRefused, choose_recipe, fit
+from train.fit.fit import fit
 from train.fit.probe import source_directions
 from train.fit.recipes import RECIPES, Recipe
+from train.fit.settings import Settings, choose_recipe
 from train.fit.trainer import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,26 +128,28 @@ def test_a_killed_run_resumes_to_the_same_weights(archive, tmp_path, monkeypatch
 
 
 def test_other_settings_do_not_resume_and_nothing_is_overwritten(archive, finished, tmp_path):
-    with pytest.raises(FitRefused, match="holds a finished run"):
+    with pytest.raises(Refused, match="holds a finished run"):
         run(archive, finished)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FitRefused, match="is no run folder"):
+    with pytest.raises(Refused, match="is no run folder"):
         run(archive, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    fitting._open_run(tmp_path / "half", {"seed": "0"}, overwrite=False)
-    with pytest.raises(FitRefused, match=r"other settings \(seed\)"):
-        fitting._open_run(tmp_path / "half", {"seed": "1"}, overwrite=False)
+    given = {"data": ["pictures"], "modality": "ct", "variant": SMALL}
+    fitting._open_run(tmp_path / "half", Settings(**given))
+    fitting._check_run(tmp_path / "half", Settings(**given), overwrite=False)
+    with pytest.raises(Refused, match=r"other settings \(seed\)"):
+        fitting._check_run(tmp_path / "half", Settings(**given, seed=1), overwrite=False)
 
 
 def test_bad_settings_are_refused_before_any_work(archive, tmp_path):
-    with pytest.raises(FitRefused, match="Known are covid_cnn_baseline"):
+    with pytest.raises(Refused, match="Known are covid_cnn_baseline"):
         run(archive, tmp_path / "x", recipe="magic")
     with pytest.raises(ValueError, match="Unknown network 'covid_cnn_9'"):
         run(archive, tmp_path / "x", variant="covid_cnn_9")
-    with pytest.raises(FitRefused, match="is no JSON"):
+    with pytest.raises(Refused, match="is no JSON"):
         run(archive, tmp_path / "x", model_args="pad_type=same")
-    with pytest.raises(FitRefused, match="No source nih"):
+    with pytest.raises(Refused, match="--without-source nih: the data has no such source"):
         run(archive, tmp_path / "x", without_source=["nih"])
     assert not (tmp_path / "x" / hub_folder.CONFIG).exists()
 
@@ -190,7 +193,7 @@ def test_a_disk_that_fills_with_the_moving_average_is_said_too(archive, tmp_path
 
 
 def test_teachers_of_other_pictures_or_labels_are_refused(archive, finished, tmp_path):
-    with pytest.raises(TeacherRefused, match="reads xray pictures, and these are ct"):
+    with pytest.raises(Refused, match="reads xray pictures, and these are ct"):
         run(archive, tmp_path / "x", teacher=[str(make_run(tmp_path / "films", "xray"))])
     other = shutil.copytree(finished, tmp_path / "other")
     config = json.loads((other / hub_folder.CONFIG).read_text())

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from hub_model import hub_folder
+from hub_model.refused import Refused
 from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.fit.recipes import RECIPES, Recipe
-from train.fit.soup import SoupRefused, mean_weights, soup
+from train.fit.soup import mean_weights, soup
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_the_mean_of_two_runs_is_a_run(runs, archive, tmp_path):  # noqa: F811
     provenance = folder.screening["provenance"]
     assert provenance["validation_auroc"] == found[str(tmp_path / "both")]["value"]
     assert [member["settings"] for member in provenance["soup"]] == [
-        {"learning_rate": "0.0001"},
-        {"learning_rate": "0.003"},
+        {"learning_rate": 0.0001},
+        {"learning_rate": 0.003},
     ]
     assert provenance["training"]["seconds"] == pytest.approx(
         sum(m["seconds"] for m in provenance["soup"]), abs=0.1
@@ -79,13 +80,13 @@ def changed(run, path, change):
 )
 def test_runs_that_have_no_mean_are_refused(runs, archive, tmp_path, change, said):  # noqa: F811
     other = changed(runs[1], tmp_path / "other", change)
-    with pytest.raises(SoupRefused, match=said):
+    with pytest.raises(Refused, match=said):
         soup([runs[0], other], data=[str(archive)], out=tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
 
 def test_one_run_and_an_occupied_place_are_refused(runs, archive, tmp_path):  # noqa: F811
-    with pytest.raises(SoupRefused, match="two or more"):
+    with pytest.raises(Refused, match="two or more"):
         soup(runs[:1], data=[str(archive)], out=tmp_path / "both")
-    with pytest.raises(SoupRefused, match="exists"):
+    with pytest.raises(Refused, match="exists"):
         soup(runs, data=[str(archive)], out=runs[0])

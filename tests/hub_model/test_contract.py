@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from hub_model import covid_cnn, guard, heatmap, hub_folder
+from hub_model.refused import Refused
 from tests.loaders import with_some_training
 from train.fit import backbones
 
@@ -132,7 +133,7 @@ def test_another_size_is_read_or_refused_with_the_right_one(case):
     if case.fixed:
         with pytest.raises(ValueError, match=f"reads {size} x {size} pixels"):
             case.model(other)
-        with pytest.raises(backbones.ModelRefused, match=f"reads {size} x {size} pixels"):
+        with pytest.raises(Refused, match=f"reads {size} x {size} pixels"):
             backbones.build(case.name, input_size=size + 32)
     else:
         with torch.no_grad():

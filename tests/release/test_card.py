@@ -152,8 +152,7 @@ def test_what_was_not_done_is_said(run):
 
 def test_a_mean_of_runs_says_what_they_differ_in(run):
     members = [
-        {"settings": {"learning_rate": rate, "seed": seed}}
-        for rate, seed in (("0.0003", "0"), ("0.001", "1"))
+        {"settings": {"learning_rate": rate, "seed": seed}} for rate, seed in ((0.0003, 0), (0.001, 1))
     ]
     edit(run / "screening.json", lambda s: s["provenance"].update(soup=members))
     text = card.render(run)["README.md"]
@@ -272,11 +271,11 @@ def test_a_collection_nobody_described(run):
 @pytest.mark.parametrize(
     ("settings", "said", "base"),
     [
-        ({"init": "None", "pretrained": "False"}, "random numbers", None),
+        ({"init": None, "pretrained": False}, "random numbers", None),
         ({"init": "mobilenetv2_100.imagenet_tf.safetensors"}, "MobileNetV2 trained on ImageNet", None),
         ({"init": "resnetv2_50_4.safetensors"}, "4 blocks of the third of a ResNet-50 v2 trained", None),
         ({"init": "own.safetensors"}, "of whose origin nothing else is recorded", None),
-        ({"pretrained": "True", "variant": "resnet18"}, "timm's published weights", "timm/resnet18.a1_in1k"),
+        ({"pretrained": True, "variant": "resnet18"}, "timm's published weights", "timm/resnet18.a1_in1k"),
     ],
 )
 def test_where_the_weights_started(run, settings, said, base):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hub_model import covid_cnn
+from hub_model import covid_cnn, hub_folder
 from hub_model.hub_folder import LABELS, WEIGHTS
 from hub_model.refused import Refused
 
@@ -31,10 +31,6 @@ TESTED = {
 STEM_CHANNELS = 3  # grey pictures come as three equal channels: so does every stock loader's RGB
 
 
-class ModelRefused(Refused):
-    """A network that cannot be built, or weights that do not fit it."""
-
-
 @dataclass(frozen=True)
 class Network:
     """An untrained or pretrained network and what `hub_folder.save` wants to know of it.
@@ -50,6 +46,13 @@ class Network:
     architecture: str
     model_args: dict
     pretrained_cfg: dict
+
+    @property
+    def config(self) -> dict:
+        """``config.json`` of the hub folder that the network is saved in."""
+        return hub_folder.make_config(
+            self.architecture, self.model_args, self.pretrained_cfg, self.model.num_features
+        )
 
 
 def build(
@@ -74,11 +77,11 @@ def build(
         std: Likewise.
 
     Raises:
-        ModelRefused: For an unknown name, a network without a 4-D feature map, weights that cannot be had or
+        Refused: For an unknown name, a network without a 4-D feature map, weights that cannot be had or
             do not fit.
     """
     if init is not None and pretrained:
-        raise ModelRefused("Both --init and --pretrained name weights to start from; give one of them.")
+        raise Refused("Both --init and --pretrained name weights to start from; give one of them.")
     architecture, model_args = variant.partition(".")[0], dict(model_args or {})
     model = _create(variant, pretrained, model_args)
     cfg = {key: model.pretrained_cfg[key] for key in ("input_size", "fixed_input_size", "mean", "std")}
@@ -94,12 +97,12 @@ def build(
 def _create(variant: str, pretrained: bool, model_args: dict) -> nn.Module:
     if not timm.is_model(variant):
         near = get_close_matches(variant, timm.list_models(), n=3)
-        raise ModelRefused(
+        raise Refused(
             f"Unknown network {variant!r}.{' Did you mean ' + ', '.join(near) + '?' if near else ''} Known "
             f"are {', '.join(covid_cnn.VARIANTS)} and timm's CNNs, of which {', '.join(TESTED)} are tested."
         )
     if pretrained and not timm.models.is_model_pretrained(variant):
-        raise ModelRefused(
+        raise Refused(
             f"There are no pretrained weights for {variant}. Leave out --pretrained to train from scratch, "
             "or give weights by --init FILE."
         )
@@ -108,13 +111,13 @@ def _create(variant: str, pretrained: bool, model_args: dict) -> nn.Module:
             variant, pretrained=pretrained, num_classes=len(LABELS), in_chans=STEM_CHANNELS, **model_args
         )
     except OSError as error:  # what huggingface_hub, httpx and urllib raise without a network
-        raise ModelRefused(
+        raise Refused(
             f"The weights of {variant} are not in the local Hub cache and the Hub cannot be reached "
             f"({type(error).__name__}). Run the command once on a connected machine and bring its Hub cache "
             "(HF_HOME) along, or give a safetensors file by --init FILE."
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # whichever layer chokes on them
-        raise ModelRefused(
+        raise Refused(
             f"timm cannot build {variant} with {model_args or 'its defaults'}: {error} Check --model-args."
         ) from error
 
@@ -126,7 +129,7 @@ def _probe(model: nn.Module, variant: str, input_size: list[int]) -> None:
     try:
         features = model.eval().forward_features(torch.zeros(1, *input_size))
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise ModelRefused(f"{variant} does not take pictures of {input_size[1]} pixels: {error}") from error
+        raise Refused(f"{variant} does not take pictures of {input_size[1]} pixels: {error}") from error
     finally:
         model.train(trained)
     if (
@@ -134,12 +137,12 @@ def _probe(model: nn.Module, variant: str, input_size: list[int]) -> None:
         or features.ndim != 4
         or features.shape[1] != model.num_features
     ):
-        raise ModelRefused(
+        raise Refused(
             f"{variant} has no feature map (N, C, h, w): it gives no heat map. Choose a convolutional "
             f"network, such as {', '.join(TESTED)}."
         )
     if not isinstance(model.get_classifier(), nn.Linear | nn.Conv2d):
-        raise ModelRefused(
+        raise Refused(
             f"{variant} does not end in one linear layer: its logits cannot be calibrated. Choose another "
             f"network, such as {', '.join(TESTED)}."
         )
@@ -153,14 +156,14 @@ def load_init(model: nn.Module, file: str | Path) -> None:
         file: Safetensors under timm's parameter names, of any floating type; or a hub folder.
 
     Raises:
-        ModelRefused: The file is no safetensors, or a tensor is missing, extra, misshapen or not finite.
+        Refused: The file is no safetensors, or a tensor is missing, extra, misshapen or not finite.
     """
     file = Path(file)
     file = file / WEIGHTS if file.is_dir() else file
     try:
         given = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ModelRefused(
+        raise Refused(
             f"--init {file.name}: no readable safetensors file ({error}). Pickles (.bin, .pt, .pth) are "
             "never opened: convert them with safetensors first."
         ) from error
@@ -176,7 +179,7 @@ def load_init(model: nn.Module, file: str | Path) -> None:
     counts = {"missing": missing, "unexpected": extra, "of another shape": misshapen, "not finite": broken}
     if any(counts.values()):
         said = ", ".join(f"{len(names)} {what} ({names[0]} ...)" for what, names in counts.items() if names)
-        raise ModelRefused(
+        raise Refused(
             f"--init {file.name} does not fit {type(model).__name__}: {said}. Nothing was loaded. Is it "
             "another architecture, or does it need --model-args?"
         )

@@ -1,7 +1,11 @@
 """From pictures to batches: read through the one preprocessing, drawn by class and source, changed by a recipe."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from torch.nn import functional as F
 
@@ -9,6 +13,12 @@ from hub_model.hub_folder import LABELS
 
 from .augment import augment
 from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Transform = Callable[[Image.Image], torch.Tensor]
+"""The one preprocessing: grey picture -> (3, H, W), standardised."""
 
 
 class Images(torch.utils.data.Dataset):
@@ -18,17 +28,25 @@ class Images(torch.utils.data.Dataset):
         pixels: (N, 1, H, W) uint8, what the one preprocessing gives before it standardises.
         labels: (N,) int64; -1 where only teachers know.
         targets: (N, 2) float32, what the loss compares with.
-        sources: (N,) str.
+        sources: (N,) str, the collection of each.
+        paths: (N,) what an error message calls each.
     """
 
-    def __init__(self, pixels, labels, targets, sources, paths) -> None:
+    def __init__(
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor,
+        sources: Sequence[str],
+        paths: Sequence[str],
+    ) -> None:
         self.pixels, self.labels, self.targets = pixels, labels, targets
-        self.sources, self.paths = np.asarray(sources), paths
+        self.sources, self.paths = np.asarray(sources), list(paths)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return {
             "pixels": self.pixels[index],
             "labels": self.labels[index],
@@ -37,38 +55,51 @@ class Images(torch.utils.data.Dataset):
         }
 
 
-def standardise(pixels: torch.Tensor, pretrained_cfg: dict) -> torch.Tensor:
-    """Pixels (N, 1, H, W) in 0..1 -> (N, 3, H, W), the last steps of the one preprocessing, in its very arithmetic."""
+def standardise(pixels: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.Tensor:
+    """Make of pixels (N, 1, H, W) in 0..1 what the network takes, (N, 3, H, W).
+
+    These are the last steps of the one preprocessing, in its very arithmetic.
+    """
     mean = torch.tensor(pretrained_cfg["mean"]).view(1, 3, 1, 1)
     std = torch.tensor(pretrained_cfg["std"]).view(1, 3, 1, 1)
     return pixels.expand(-1, 3, -1, -1).sub(mean).div(std)
 
 
-def read_images(part, transform, pretrained_cfg: dict, name: str) -> Images:
-    """Read a `datasets.Dataset` part through the one preprocessing.
+def read_images(rows: "Dataset", transform: Transform, pretrained_cfg: dict[str, Any], name: str) -> Images:
+    """Read the pictures of a split through the one preprocessing.
 
     The transform's standardisation is undone exactly (a byte is recovered by rounding), so that augmentation works on
     grey levels and `standardise` gives back what the transform gave, bit for bit.
+
+    Args:
+        rows: with image, label, source and path.
+        transform: the preprocessing of the network.
+        pretrained_cfg: input_size, mean and std of the network.
+        name: of the split, shown beside the progress bar.
     """
-    mean, std = pretrained_cfg["mean"][0], pretrained_cfg["std"][0]
     size = tuple(pretrained_cfg["input_size"][1:])
-    pixels = torch.empty((len(part), 1, *size), dtype=torch.uint8)
-    for index, row in enumerate(track(part, f"reading {name}", transient=True)):
-        tensor = transform(row["image"].convert("L"))[:1]
-        pixels[index] = ((tensor * std + mean) * 255).round().to(torch.uint8)
-    labels = torch.tensor(part["label"])
+    pixels = torch.empty((len(rows), 1, *size), dtype=torch.uint8)
+    for index, row in enumerate(track(rows, f"reading {name}", transient=True)):
+        pixels[index] = to_bytes(transform(row["image"].convert("L")), pretrained_cfg)
+    labels = torch.tensor(rows["label"])
     return Images(
-        pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), part["source"], part["path"]
+        pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), rows["source"], rows["path"]
     )
 
 
-class Batches:
-    """Collates rows of `Images`; augments them where a recipe says so."""
+def to_bytes(tensor: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.Tensor:
+    """Undo the standardisation of a picture (3, H, W): its grey levels (1, H, W) as uint8, recovered by rounding."""
+    mean, std = pretrained_cfg["mean"][0], pretrained_cfg["std"][0]
+    return ((tensor[:1] * std + mean) * 255).round().to(torch.uint8)
 
-    def __init__(self, pretrained_cfg: dict, modality: str, recipe: Recipe | None = None) -> None:
+
+class Batches:
+    """Collate rows of `Images`; change them at random where a recipe says so."""
+
+    def __init__(self, pretrained_cfg: dict[str, Any], modality: str, recipe: Recipe | None = None) -> None:
         self.pretrained_cfg, self.modality, self.recipe = pretrained_cfg, modality, recipe
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pixels = torch.stack([row["pixels"] for row in rows]).float().div(255)
         targets = torch.stack([row["targets"] for row in rows])
         if self.recipe is not None:
@@ -86,7 +117,7 @@ class Batches:
 
 
 def mix(pixels: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al. 2018, arXiv:1710.09412) of a batch with its own reverse; ``alpha`` 0 leaves it as it is."""
+    """Mix a batch with its own reverse (mixup, Zhang et al. 2018, arXiv:1710.09412); ``alpha`` 0 leaves it as it is."""
     if not alpha:
         return pixels, targets
     share = float(torch.distributions.Beta(alpha, alpha).sample())
@@ -94,9 +125,10 @@ def mix(pixels: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torc
 
 
 class BalancedSampler(torch.utils.data.Sampler):
-    """Draws as many images as there are, every class as often as the other and, within a class, every source alike.
+    """Draw as many images as there are, both classes equally often.
 
-    Source shares are softened by a square root, lest a source of a few images be seen over and over.
+    Within a class, images are drawn alike, or each source in proportion to the square root of its size: so a small
+    source counts for more than its size, but its few images are not repeated too often.
     """
 
     def __init__(self, labels: torch.Tensor, sources: np.ndarray, by_source: bool, seed: int) -> None:
@@ -110,11 +142,12 @@ class BalancedSampler(torch.utils.data.Sampler):
         self.weights, self.seed, self.epoch = torch.from_numpy(weights), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; the Trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()

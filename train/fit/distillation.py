@@ -1,6 +1,8 @@
 """Learn from other models' probabilities: one network instead of several (Hinton et al. 2015, arXiv:1503.02531)."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,77 +16,82 @@ from hub_model.images import read_image
 from hub_model.refused import Refused
 
 from ..measure.predict import run
-from .batches import Images
+from .batches import Images, Transform, to_bytes
+from .settings import Settings
 
-
-class TeacherRefused(Refused):
-    """A teacher that was made for other pictures."""
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def with_teachers(
-    train: Images,
-    part,
-    teachers: list[str],
-    unlabelled: Path | None,
-    transform,
-    config: dict,
-    share: float,
-    modality: str,
+    train: Images, rows: "Dataset", settings: Settings, transform: Transform, config: dict[str, Any]
 ) -> Images:
-    """Training images whose targets are mixed with the mean probability of the teachers.
+    """Mix the targets of the training images with the mean probability of the teachers.
+
+    Each teacher sees the pictures through its own preprocessing.
 
     Args:
         train: the labelled images.
-        part: the rows they came from.
-        teachers: hub folders of the same modality; each sees the pictures through its own preprocessing.
-        unlabelled: a folder of further pictures that the teachers alone label, or None.
-        transform, config: of the network to be trained.
-        share: the teachers' share in the targets of labelled images.
-        modality: of the pictures.
+        rows: what they were read from, in the same order.
+        settings: name the teachers, their share, and the folder of unlabelled pictures that they alone label.
+        transform: the preprocessing of the network to be trained.
+        config: its ``config.json``.
+
+    Returns:
+        The labelled images with their new targets, then the unlabelled ones.
 
     Raises:
         FolderRefused: a teacher cannot be opened, or names its classes otherwise.
-        TeacherRefused: a teacher reads the other modality.
+        Refused: a teacher reads the other modality, or there is no picture in the unlabelled folder.
     """
-    folders = [hub_folder.load(teacher) for teacher in teachers]
-    for folder in folders:
-        if folder.modality != modality:
-            raise TeacherRefused(
-                f"--teacher {folder.path} reads {folder.modality} pictures, and these are {modality}: its "
+    teachers = [hub_folder.load(teacher) for teacher in settings.teacher]
+    for teacher in teachers:
+        if teacher.modality != settings.modality:
+            raise Refused(
+                f"--teacher {teacher.path} reads {teacher.modality} pictures, and these are {settings.modality}: its "
                 "probabilities would mean nothing. Give a teacher of the same modality."
             )
-    told = _mean_probability(folders, [row["image"].convert("L") for row in part])
-    train.targets = torch.lerp(train.targets, _two(told), share)
-    if unlabelled is None:
+    pictures = [] if settings.unlabelled is None else _pictures(settings.unlabelled)
+    targets = _targets(teachers, [row["image"].convert("L") for row in rows])
+    train.targets = torch.lerp(train.targets, targets, settings.distil)
+    if not pictures:
         return train
-    pictures = list(_pictures(unlabelled))
-    mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
-    pixels = [((transform(p)[:1] * std + mean) * 255).round().to(torch.uint8) for p in pictures]
     count = len(pictures)
+    cfg = config["pretrained_cfg"]
     return Images(
-        torch.cat([train.pixels, torch.stack(pixels)]),
+        torch.cat([train.pixels, torch.stack([to_bytes(transform(picture), cfg) for picture in pictures])]),
         torch.cat([train.labels, torch.full((count,), -1)]),
-        torch.cat([train.targets, _two(_mean_probability(folders, pictures))]),
+        torch.cat([train.targets, _targets(teachers, pictures)]),
         np.r_[train.sources, np.full(count, "unlabelled")],
         [*train.paths, *(f"unlabelled {index}" for index in range(count))],
     )
 
 
-def _mean_probability(folders: list[hub_folder.HubFolder], pictures: list[Image.Image]) -> np.ndarray:
+def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Image]) -> torch.Tensor:
+    """(n, 2) float32: the mean of what the teachers say of each picture."""
     each = [
-        expit(run(folder, track(pictures, f"teacher {folder.path.name}", transient=True))[0])
-        for folder in folders
+        expit(run(teacher, track(pictures, f"teacher {teacher.path.name}", transient=True))[0])
+        for teacher in teachers
     ]
-    return np.mean(each, axis=0)
-
-
-def _two(probabilities: np.ndarray) -> torch.Tensor:
-    covid = torch.from_numpy(probabilities).float()
+    covid = torch.from_numpy(np.mean(each, axis=0)).float()
     return torch.stack([1 - covid, covid], 1)
 
 
-def _pictures(folder: Path):
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+def _pictures(folder: Path) -> list[Image.Image]:
+    """The grey pictures in a folder; other files in it are passed over.
+
+    Raises:
+        Refused: there is none.
+    """
+    pictures = list(_readable(folder))
+    if not pictures:
+        what = "holds no picture that can be read" if folder.is_dir() else "is no folder"
+        raise Refused(f"--unlabelled {folder} {what}. Give a folder of pictures, or leave --unlabelled out.")
+    return pictures
+
+
+def _readable(folder: Path) -> Iterator[Image.Image]:
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             yield read_image(file)
         except ImageRefused:

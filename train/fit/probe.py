@@ -8,6 +8,8 @@ import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
+from hub_model.hub_folder import LABELS
+
 from .batches import Batches, Images
 
 SOURCE_STRENGTH = 1e-3
@@ -35,9 +37,11 @@ def probe_head(network: torch.nn.Module, images: Images, batches: Batches, weigh
         blind=batches.recipe.blind,
     )
     slope, head = torch.from_numpy(slope).float(), network.get_classifier()
+    # two logits share the log-odds between them; the documented networks have one unit, the log-odds itself
+    shares = torch.tensor([-0.5, 0.5] if len(head.weight) == len(LABELS) else [1.0])
     with torch.no_grad():
-        head.weight.copy_(torch.stack([-slope, slope]).view_as(head.weight) / 2)
-        head.bias.copy_(torch.tensor([-intercept, intercept]) / 2)
+        head.weight.copy_(torch.outer(shares, slope).view_as(head.weight))
+        head.bias.copy_(shares * intercept)
 
 
 @torch.inference_mode()

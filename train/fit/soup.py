@@ -20,10 +20,6 @@ from ..measure.predict import predict
 from ..measure.provenance import parts_of
 
 
-class SoupRefused(Refused):
-    """Runs whose weights have no meaningful mean, or an occupied place to put it."""
-
-
 def soup(
     runs: Annotated[list[Path], typer.Argument(help="hub folders written by fit, not evaluated yet")],
     data: Annotated[list[str], typer.Option(help="what fit was given; may repeat")],
@@ -38,12 +34,12 @@ def soup(
         Validation AUROC by the path of each run and, under OUT, of their mean; each with its interval.
 
     Raises:
-        SoupRefused: fewer than two runs, another network, another split, a calibrated run, or OUT exists.
+        Refused: fewer than two runs, another network, another split, a calibrated run, or OUT exists.
         WrongData: DATA is not what the runs were trained on.
         FolderRefused: a run cannot be opened.
     """
     if out.exists():
-        raise SoupRefused(f"{out} exists. Give another --out.")
+        raise Refused(f"{out} exists. Give another --out.")
     folders = [hub_folder.load(run) for run in runs]
     _check(folders)
     first = folders[0]
@@ -77,11 +73,11 @@ def mean_weights(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
 
 def _check(folders: list[HubFolder]) -> None:
     if len(folders) < 2:
-        raise SoupRefused("One run has no mean with others. Give two or more.")
+        raise Refused("One run has no mean with others. Give two or more.")
     first = folders[0]
     for folder in folders:
         if folder.screening.get("calibrated"):
-            raise SoupRefused(
+            raise Refused(
                 f"{folder.path} is calibrated: its logits have a scale of their own. Give runs as `fit` leaves them, "
                 "and evaluate their mean."
             )
@@ -94,7 +90,7 @@ def _check(folders: list[HubFolder]) -> None:
             ("split of the data", lambda f: f.screening["provenance"].get("split_sha256")),
         ):
             if told(folder) != told(first):
-                raise SoupRefused(
+                raise Refused(
                     f"{folder.path} has another {what} than {first.path}. Only runs of one network on one split have "
                     "a meaningful mean."
                 )

@@ -16,15 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hub_model.refused import Refused
+from hub_model.whole import whole_file
 
 WIDE_STEM = 72
 """Stem channels of the carried-over ResNet: 64 and room for those that need a second copy."""
 DEVIATIONS = 5.0
 """How far below its mean a norm's output may lie before the added ReLU cuts it off."""
-
-
-class NoStartingPoint(Refused):
-    """Weights of another network than those that can be carried over."""
 
 
 def start(
@@ -37,7 +34,7 @@ def start(
     """Carry FILE over to a stock timm architecture; prints the --variant and --model-args that go with it.
 
     Raises:
-        NoStartingPoint: FILE holds neither of the two networks.
+        Refused: FILE holds neither of the two networks.
     """
     state = {name: tensor.float() for name, tensor in load_file(file).items()}
     if "stem.norm.weight" in state:
@@ -47,16 +44,14 @@ def start(
         model = stock_edgetpu(state)
         said = '--variant mobilenet_edgetpu_100 --model-args \'{"pad_type": "same"}\' --mean 0.5 --std 0.5'
     else:
-        raise NoStartingPoint(
+        raise Refused(
             f"{file} holds neither a ResNet50-v2 with a norm in its stem nor a MobileNet-EdgeTPU. A file under stock "
             "timm names needs no carrying over: give it to fit --init."
         )
     head = {f"{name}.{kind}" for name in (model.pretrained_cfg["classifier"],) for kind in ("weight", "bias")}
     tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name not in head}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    save_file(tensors, temporary)
-    temporary.replace(out)
+    with whole_file(out) as new:
+        save_file(tensors, new)
     print(f"python -m train fit --init {out} {said}")
     return out
 
@@ -86,9 +81,7 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
     a, b = affine(state, "stem.norm")
     g, h = affine(state, "stages.0.blocks.0.norm1")
     if ((g > 0) & (h > 0)).any():
-        raise NoStartingPoint(
-            "A norm with positive slope and intercept after the stem cannot be carried over."
-        )
+        raise Refused("A norm with positive slope and intercept after the stem cannot be carried over.")
     twice = torch.nonzero((g < 0) & (h > 0)).flatten()
     width, count = len(g), len(twice)
     new = {name: tensor for name, tensor in state.items() if not name.startswith("stem.norm")}
@@ -165,8 +158,6 @@ def _load(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         name for name in own if name not in state and not name.startswith(head) and "num_batches" not in name
     ]
     if missing:
-        raise NoStartingPoint(
-            f"{len(missing)} tensors are missing, first {missing[0]}: this is another network."
-        )
+        raise Refused(f"{len(missing)} tensors are missing, first {missing[0]}: this is another network.")
     model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
     return model

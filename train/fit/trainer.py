@@ -19,6 +19,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hub_model.refused import Failed
+
 from ..measure.metrics import at_threshold, threshold_free
 from .batches import BalancedSampler, Batches
 from .recipes import Recipe
@@ -26,7 +28,7 @@ from .recipes import Recipe
 COMPLETE, AVERAGE = "complete.json", "average.safetensors"
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(Failed):
     """Training cannot go on; the last good checkpoint is kept."""
 
 

@@ -256,7 +256,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "published": _published(described, evaluation),
         "start": _start(settings, config["architecture"]),
         "base_model": _base_model(settings),
-        "teachers": _said(settings.get("teacher")),
+        "teachers": ", ".join(settings.get("teacher") or []),
         "recipe": provenance.get("recipe", {}),
         "soup": _soup(provenance.get("soup") or []),
         "families": provenance.get("families", "found"),
@@ -430,15 +430,11 @@ def _worth(sensitivity: float, specificity: float, prior: float) -> tuple[float 
     )
 
 
-def _said(value: Any) -> str:
-    return "" if value in (None, "None", "", "[]") else str(value)
-
-
 def _start(settings: dict, architecture: str) -> str:
     """What the weights were before training, in words."""
-    if init := _said(settings.get("init")):
+    if init := settings.get("init"):
         return STARTS.get(init, f"the file `{init}`, of whose origin nothing else is recorded")
-    if settings.get("pretrained") == "True":
+    if settings.get("pretrained"):
         return f"timm's published weights `{settings.get('variant', architecture)}`"
     return "random numbers"
 
@@ -453,7 +449,7 @@ def _soup(members: list[dict]) -> list[str]:
 
 def _base_model(settings: dict) -> str | None:
     """Hub id of the weights that training started from; None where they have none."""
-    if _said(settings.get("init")) or settings.get("pretrained") != "True":
+    if settings.get("init") or not settings.get("pretrained"):
         return None
     from timm.models import get_pretrained_cfg
 
