@@ -54,5 +54,5 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.venv
 	touch $@
 
 $(VENV)/.full: pyproject.toml $(VENV)/.venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,track,demo,onnx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,track,demo,dev]'
 	touch $@ $(VENV)/.demo

@@ -88,7 +88,7 @@ def _nearest(accepted: Sequence[Judgement]) -> Judgement:
     """Of models that all take a picture, the one whose guard finds it the least foreign."""
     image = accepted[0].finding.image
     try:
-        far = [judgement.screener.foreignness(image) for judgement in accepted]
+        far = [judgement.screener.out_of_distribution_score(image) for judgement in accepted]
     except FolderRefused:  # a model without a guard takes everything
         return Judgement(None, problem="ambiguous")
     return replace(accepted[far.index(min(far))], tied=True)

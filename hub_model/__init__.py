@@ -4,23 +4,26 @@
 >>> screener = Screener.from_pretrained("ct")
 >>> finding = screener.screen("slice.dcm")
 
-Importing the package registers the documented CNN family with timm, so that ``timm.create_model("covid_cnn_1")``
-and transformers' Auto classes know it.
+Importing the package needs no torch. The documented CNN family is registered with timm by importing
+``hub_model.covid_cnn``, or with the first use of ``Screener.model``; ``timm.create_model("covid_cnn_1")`` and
+transformers' Auto classes know it from then on.
 """
 
-from . import covid_cnn as covid_cnn
+from .backends import BackendRefused
 from .grey import ImageRefused
 from .hub_folder import LABELS, FolderRefused
 from .images import read_image
 from .refused import Refused
-from .screener import AutoScreener, Finding, Screener
+from .screener import AutoScreener, Finding, Frame, Screener
 
 __version__ = "0.1.0"
 __all__ = [
     "LABELS",
     "AutoScreener",
+    "BackendRefused",
     "Finding",
     "FolderRefused",
+    "Frame",
     "ImageRefused",
     "Refused",
     "Screener",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def info(
     shown["leaks"] = folder.screening.get("provenance", {}).get("split") == "random"
     shown["architecture"] = folder.config["architecture"]
     shown["input_size"] = folder.config["pretrained_cfg"]["input_size"]
-    shown["parameters"] = sum(p.numel() for p in folder.model.parameters())
+    shown["stored_numbers"] = sum(math.prod(place.shape) for place in folder.weights().header.values())
     shown["path"] = str(folder.path)
     print(json.dumps(shown, indent=2))
 

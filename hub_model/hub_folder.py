@@ -1,71 +1,148 @@
-"""The hub folder: the one checkpoint format, read and written here and nowhere else.
+"""The hub folder: the one checkpoint format, found, opened and written here and nowhere else.
 
 A hub folder is what ``timm`` and transformers' ``TimmWrapper`` already understand (``config.json`` and
 ``model.safetensors`` under timm's parameter names), so stock loaders open it without this package. Beside
-those lie our own files: ``screening.json`` (modality, operating points, abstain bands, provenance) and
-``guard.safetensors`` (what the training images looked like to the network).
+those lie our own files: ``model.onnx`` (the network as a graph over the same weights, for screening without torch),
+``screening.json`` (modality, operating points, abstain bands, provenance) and ``guard.safetensors`` (what the
+training images looked like to the network).
+
+Opening and screening need no torch; `HubFolder.model`, `HubFolder.transform` and `save` do, and import it then.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import safetensors
-import timm
-import torch
+import numpy as np
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
-from . import covid_cnn
-from .refused import Refused
+from .graph_check import MAX_GRAPH
+from .layout import (
+    CONFIG,
+    COVID,
+    EVALUATION,
+    FORMAT,
+    GRAPH,
+    GUARD,
+    LABELS,
+    MODALITIES,
+    SCREENING,
+    WEIGHTS,
+    FolderRefused,
+    Tensors,
+    member,
+    read_config,
+    read_json,
+    read_screening,
+    read_tensors,
+)
+from .preprocess import preprocessing
+from .whole import whole_file
 
-LABELS = ("Non-COVID", "COVID")
-COVID = LABELS.index("COVID")
-MODALITIES = ("xray", "ct")
+if TYPE_CHECKING:
+    import torch
 
-CONFIG, WEIGHTS, SCREENING, GUARD = "config.json", "model.safetensors", "screening.json", "guard.safetensors"
-EVALUATION = "evaluation.json"
-FORMAT = 1
+__all__ = ["CONFIG", "COVID", "EVALUATION", "FORMAT", "GRAPH", "GUARD", "LABELS", "MODALITIES", "SCREENING", "WEIGHTS",
+           "FolderRefused", "HubFolder", "embedded", "load", "make_config", "open_folder", "read_json", "resolve",
+           "save", "sha256", "transform_of", "write_json"]  # fmt: skip
 
-# Arguments of timm.create_model that would make it fetch or unpickle something, or that the folder states elsewhere.
-_FORBIDDEN_ARGS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-                   "num_classes", "in_chans", "features_only"}  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-class FolderRefused(Refused):
-    """A hub folder that is missing, damaged, of another layout, or that cannot be trusted."""
+_READY = ".ready"  # folder of files that are whole and only need to be moved into place
+_FILES = (WEIGHTS, GUARD, GRAPH, CONFIG, SCREENING)
+_HASHES = ("weights_sha256", "graph_sha256", "guard_sha256")
+_GUARD_TENSORS = ("mean", "scale", "basis", "deviation", "foreign", "bias")
 
 
 @dataclass(frozen=True)
 class HubFolder:
-    """An opened hub folder.
+    """An opened hub folder; every file in it has been checked.
 
     Attributes:
         path: where the files lie.
-        model: the timm network in float32 and evaluation mode; takes (N, 3, H, W), gives (N, 2) calibrated logits.
         config: ``config.json``.
         screening: ``screening.json``.
-        guard: tensors of ``guard.safetensors``, or None where the folder has none.
-        transform: grey 8-bit picture (PIL mode "L") -> float tensor (3, H, W).
+        guard: arrays of ``guard.safetensors``, or None where the folder has none.
     """
 
     path: Path
-    model: torch.nn.Module
     config: dict
     screening: dict
-    guard: dict[str, torch.Tensor] | None
-    transform: Callable[[Image.Image], torch.Tensor]
+    guard: dict[str, np.ndarray] | None
 
     @property
     def modality(self) -> str:
         return self.screening["modality"]
+
+    def weights(self) -> Tensors:
+        """The tensors of ``model.safetensors``.
+
+        Raises:
+            FolderRefused: the file is damaged, or not the one that the operating points were chosen for.
+        """
+        return _weights(self.path, self.screening)
+
+    def graph(self) -> bytes:
+        """The contents of ``model.onnx``; in a folder of an older version, made now where torch is installed.
+
+        Raises:
+            FolderRefused: there is none and it cannot be made here, or it is not the one that was saved with the
+                folder.
+        """
+        file, expected = member(self.path, GRAPH), self.screening.get("graph_sha256")
+        if not file.exists() and not expected:
+            return self._made_graph()
+        try:
+            if file.stat().st_size > MAX_GRAPH:
+                raise OSError(f"it has more than {MAX_GRAPH >> 20} MiB")
+            content = file.read_bytes()
+        except OSError as error:
+            raise FolderRefused(f"{file} cannot be read: {error}. Fetch the folder again.") from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise FolderRefused(
+                f"{file} is not the graph that {SCREENING} was written with (SHA-256 differs). Fetch the folder again, "
+                f"or write the graph anew where torch is installed: `covid-xct graph {self.path}`."
+            )
+        return content
+
+    def _made_graph(self) -> bytes:
+        try:
+            return _graph_of(self.config, self.weights(), self.path)
+        except ModuleNotFoundError as error:
+            raise FolderRefused(
+                f"{self.path} has no {GRAPH}: an older version wrote it, or it was written without. Making one needs "
+                f"{error.name}, which is not installed here. Where covid-xct[train] is installed, write it once with "
+                f"`covid-xct graph {self.path}`; or fetch the folder again."
+            ) from error
+
+    @cached_property
+    def model(self) -> "torch.nn.Module":
+        """The timm network in float32 and evaluation mode: (N, 3, H, W) -> (N, 2) calibrated logits.
+
+        Raises:
+            FolderRefused: torch is not installed, or the weights do not fit the architecture.
+        """
+        try:
+            from . import network
+        except ModuleNotFoundError as error:
+            raise FolderRefused(
+                f"The network itself needs {error.name}, which is not installed: pip install 'covid-xct[torch]'. "
+                "Screening with backend='onnx' does not need it."
+            ) from error
+        return network.load(self.config, self.weights(), self.path)
+
+    @cached_property
+    def transform(self) -> "Callable[[Image.Image], torch.Tensor]":
+        """Grey 8-bit picture (PIL mode "L") -> float32 tensor (3, H, W); `preprocess.preprocessing` in torch."""
+        return transform_of(self.config)
 
 
 def embedded() -> dict[str, Path]:
@@ -74,12 +151,20 @@ def embedded() -> dict[str, Path]:
     return {name: root / name for name in MODALITIES if (root / name / CONFIG).is_file()}
 
 
-def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
+def resolve(
+    name: str | os.PathLike,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
     """Find the folder behind a name.
 
     Args:
         name: ``"xray"`` or ``"ct"`` (embedded), the path of a folder, or a Hub id ``"org/name"``.
         revision: branch, tag or commit; only for a Hub id.
+        token: for a private Hub repository; by default the one that `hf auth login` stored.
+        cache_dir: where downloads are kept; by default the Hub's own cache.
 
     Returns:
         The path of a local folder; a Hub id is downloaded to the Hub cache (or found there when offline).
@@ -88,7 +173,12 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
         FolderRefused: nothing by that name, or the Hub did not give it.
     """
     ours = embedded()
-    if str(name) in ours and revision is None:
+    if str(name) in ours:
+        if revision is not None:
+            raise FolderRefused(
+                f"{str(name)!r} is embedded in this package, in one version, and has no revision {revision!r}. Leave "
+                "revision out, or name the Hub id ('org/name') that has it."
+            )
         return ours[str(name)]
     path = Path(name)
     if path.is_dir():
@@ -102,16 +192,22 @@ def resolve(name: str | os.PathLike, revision: str | None = None) -> Path:
             f"{str(name)!r} is neither an embedded model ({', '.join(ours) or 'none in this installation'}), nor a "
             "folder, nor a Hub id such as 'org/name'. Give one of these."
         )
-    return _download(str(name), revision)
+    return _download(str(name), revision, token, cache_dir)
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(
+    repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike | None
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [CONFIG, WEIGHTS, SCREENING, GUARD, EVALUATION, "README.md", "plots/*"]
+    patterns = [CONFIG, WEIGHTS, GRAPH, SCREENING, GUARD, EVALUATION, "README.md", "plots/*"]
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision, allow_patterns=patterns, token=token, cache_dir=cache_dir
+            )
+        )
     except LocalEntryNotFoundError as error:
         raise FolderRefused(
             f"{repo_id} is not in the local Hub cache and the Hub cannot be reached. Connect once, or copy the model "
@@ -126,87 +222,108 @@ def _download(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def load(name: str | os.PathLike, revision: str | None = None) -> HubFolder:
-    """Open a hub folder, or refuse it whole: nothing is ever loaded in part.
+def load(
+    name: str | os.PathLike,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> HubFolder:
+    """Open the hub folder behind a name; arguments and refusals as for `resolve` and `open_folder`."""
+    return open_folder(resolve(name, revision, token=token, cache_dir=cache_dir))
+
+
+def open_folder(path: str | os.PathLike) -> HubFolder:
+    """Open the hub folder at a path, or refuse it whole: nothing is ever loaded in part.
 
     Args:
-        name: as for `resolve`.
-        revision: as for `resolve`.
+        path: of a folder; names of embedded models and Hub ids mean nothing here.
 
     Raises:
-        FolderRefused: a file is missing or damaged, weights are missing, renamed, extra, misshapen or not finite,
-            labels are in another order, the architecture is unknown, or the weights are not those that the operating
-            points were chosen for.
+        FolderRefused: a file is missing or damaged, holds a value that is not accepted, leads out of the folder, or
+            the weights are not those that the operating points were chosen for.
     """
-    path = resolve(name, revision)
-    config, screening = _read_config(path), _read_screening(path)
-    model = build(config, path)
-    _load_weights(model, path, screening.get("weights_sha256"))
-    guard = _read_tensors(path / GUARD) if (path / GUARD).is_file() else None
-    return HubFolder(path, model.eval(), config, screening, guard, transform_of(config))
+    path = Path(path)
+    if not path.is_dir():
+        raise FolderRefused(f"There is no folder {path}. Give one that `python -m train fit` has written.")
+    with contextlib.suppress(OSError):  # of a place that may not be written; then it is opened as it is
+        _finish(path)
+    config, screening = read_config(path), read_screening(path)
+    _weights(path, screening)
+    return HubFolder(path, config, screening, _guard(path, screening))
 
 
-def transform_of(config: dict) -> Callable[[Image.Image], torch.Tensor]:
-    """The one preprocessing: timm's evaluation transform as ``config.json`` describes it, on the grey picture as RGB.
-
-    It is built exactly as transformers' ``TimmWrapperImageProcessor`` builds its own, so the two cannot differ.
-    """
-    from timm.data import create_transform, resolve_data_config
-
-    data_config = resolve_data_config(dict(config["pretrained_cfg"]), model=None, verbose=False)
-    stock = create_transform(**data_config, is_training=False)
-    return lambda image: stock(image.convert("RGB"))
-
-
-def fold_temperature(model: torch.nn.Module, temperature: float) -> None:
-    """Divide all logits by ``temperature``, in place, by scaling the last linear layer (Guo et al. 2017,
-    arXiv:1706.04599): every loader then gives the calibrated probability without knowing of calibration."""
-    if not temperature > 0:
-        raise ValueError(f"A temperature is a positive number; got {temperature}.")
-    head = model.get_classifier()
-    with torch.no_grad():
-        head.weight.div_(temperature)
-        if head.bias is not None:
-            head.bias.div_(temperature)
-
-
-def build(config: dict, path: Path | str = "config") -> torch.nn.Module:
-    """The untrained network that ``config`` names.
-
-    Raises:
-        FolderRefused: an architecture that neither timm nor this package knows, or arguments timm does not take.
-    """
-    architecture, args = config["architecture"], config.get("model_args") or {}
-    if not timm.is_model(architecture):
-        code = (
-            " Its config.json asks for remote code, which this package never runs."
-            if "auto_map" in config
-            else ""
+def _weights(path: Path, screening: dict) -> Tensors:
+    file = member(path, WEIGHTS)
+    if not file.exists():
+        pickles = sorted(
+            p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
         )
+        found = (
+            f" It has {', '.join(pickles)}, but pickles can run code and are never opened." if pickles else ""
+        )
+        raise FolderRefused(f"{path} has no {WEIGHTS}.{found} Convert or train the model to safetensors.")
+    tensors, expected = read_tensors(file), screening.get("weights_sha256")
+    if expected and hashlib.sha256(tensors.content).hexdigest() != expected:
         raise FolderRefused(
-            f"{path}: unknown architecture {architecture!r}.{code} Known are timm's models and "
-            f"{', '.join(covid_cnn.VARIANTS)}; a newer timm may know it."
+            f"{file} is not the file that the operating points in {SCREENING} were chosen for (SHA-256 differs). "
+            "Evaluate the new weights again (`python -m train evaluate`), or fetch the folder again."
         )
-    if forbidden := sorted(_FORBIDDEN_ARGS & args.keys()):
+    return tensors
+
+
+def _guard(path: Path, screening: dict) -> dict[str, np.ndarray] | None:
+    """Arrays of ``guard.safetensors``, which must be there exactly where ``screening.json`` has limits for it."""
+    file, limits = member(path, GUARD), (screening.get("guard") or {}).get("limits")
+    if not file.exists() and not limits:
+        return None
+    if not file.exists() or not limits:
+        lacking, there = (GUARD, SCREENING) if limits else ("limits of the guard", GUARD)
         raise FolderRefused(
-            f"{path}: model_args may not set {', '.join(forbidden)}. Remove it from {CONFIG}."
+            f"{path} has {there} of an input guard, but no {lacking}: without, every picture would be taken for one of "
+            "its own. Fetch the folder again, or evaluate the run again."
         )
-    try:
-        return timm.create_model(architecture, pretrained=False, num_classes=len(LABELS), **args)
-    except Exception as error:  # timm passes wrong arguments on to whatever layer chokes on them
-        raise FolderRefused(f"{path}: timm cannot build {architecture} with {args}: {error}") from error
+    tensors = read_tensors(file)
+    if (expected := screening.get("guard_sha256")) and hashlib.sha256(
+        tensors.content
+    ).hexdigest() != expected:
+        raise FolderRefused(
+            f"{file} is not the one that {SCREENING} was written with (SHA-256 differs). Fetch the folder again, or "
+            "evaluate the run again."
+        )
+    arrays = {name: tensors.array(name) for name in tensors.header}
+    width = arrays["mean"].shape if "mean" in arrays else ()
+    depth = arrays["deviation"].shape if "deviation" in arrays else ()
+    shapes = dict(zip(_GUARD_TENSORS, (width, width, (*depth, *width), depth, width, ()), strict=True))
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != shapes or not all(len(shape) == 1 and shape[0] for shape in (width, depth)):
+        raise FolderRefused(
+            f"{file} has tensors {found}; expected {', '.join(_GUARD_TENSORS)} that fit each other. Fetch it again."
+        )
+    if not (arrays["scale"] > 0).all() or not (arrays["deviation"] > 0).all():
+        raise FolderRefused(f"{file} has a scale or deviation that is not positive. Fetch it again.")
+    return arrays
+
+
+def transform_of(config: dict) -> "Callable[[Image.Image], torch.Tensor]":
+    """The one preprocessing as a function from a grey picture to a tensor (3, H, W); see `preprocess`."""
+    import torch
+
+    pixels = preprocessing(config)
+    return lambda image: torch.from_numpy(pixels(image))
 
 
 def save(
     path: str | os.PathLike,
-    model: torch.nn.Module,
+    model: "torch.nn.Module",
     *,
     architecture: str,
     model_args: dict,
     pretrained_cfg: dict,
     screening: dict,
-    guard: dict[str, torch.Tensor] | None = None,
+    guard: Mapping[str, Any] | None = None,
     half: bool = False,
+    graph: bool = True,
 ) -> Path:
     """Write a hub folder. Files of other makers in it stay; ours are all written before the first is replaced.
 
@@ -216,46 +333,152 @@ def save(
         architecture: timm name.
         model_args: further arguments of ``timm.create_model`` (without num_classes).
         pretrained_cfg: input_size, mean, std, interpolation, crop_pct, crop_mode as timm spells them.
-        screening: contents of ``screening.json``; ``format``, ``labels`` and ``weights_sha256`` are added.
-        guard: tensors for ``guard.safetensors``.
+        screening: contents of ``screening.json``; ``format``, ``labels`` and the SHA-256 of the weights, the graph
+            and the guard are added.
+        guard: arrays or tensors for ``guard.safetensors``.
         half: store floating tensors as float16 (loaders still compute in float32).
+        graph: also write ``model.onnx``, compared with torch on made-up pixels; takes some seconds. Without it
+            screening needs torch.
 
     Raises:
-        OSError: the folder cannot be written; then the previous files are untouched.
+        FolderRefused: what would be written could not be opened again; then the previous files are untouched.
+        OSError: the folder cannot be written; likewise.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    _finish(path)
     config = make_config(architecture, model_args, pretrained_cfg, num_features=model.num_features)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as temporary:
-        new = Path(temporary)
-        _write_tensors(_storable(model.state_dict(), half), new / WEIGHTS, metadata={"format": "pt"})
-        stamped = {
-            "format": FORMAT,
-            "labels": list(LABELS),
-            **screening,
-            "weights_sha256": sha256(new / WEIGHTS),
-        }
-        write_json(new / CONFIG, config)
-        write_json(new / SCREENING, stamped)
+        new = Path(temporary) / _READY
+        new.mkdir()
+        _write_tensors(_storable(model.state_dict(), half), new / WEIGHTS)
+        weights = read_tensors(new / WEIGHTS)
+        written = {"weights_sha256": hashlib.sha256(weights.content).hexdigest()}
+        (new / GUARD).touch()  # empty: there is none any more, should the folder have one
+        (new / GRAPH).touch()
         if guard is not None:
-            _write_tensors({name: tensor.contiguous() for name, tensor in guard.items()}, new / GUARD)
-        for file in covid_cnn.remote_code_files(architecture):
+            _write_tensors({name: _tensor(value) for name, value in guard.items()}, new / GUARD)
+            written["guard_sha256"] = sha256(new / GUARD)
+        write_json(new / CONFIG, config)
+        if graph:
+            (new / GRAPH).write_bytes(_graph_of(config, weights, path))
+            written["graph_sha256"] = sha256(new / GRAPH)
+        kept = {key: value for key, value in screening.items() if key not in _HASHES}
+        write_json(new / SCREENING, {"format": FORMAT, "labels": list(LABELS), **kept, **written})
+        for file in _remote_code_files(architecture):
             (new / file.name).write_bytes(file.read_bytes())
-        for file in new.iterdir():
-            file.chmod(
-                0o644
-            )  # safetensors writes for its owner alone; an installed package is read by everybody
-            os.replace(file, path / file.name)
-    if guard is None:
-        (path / GUARD).unlink(missing_ok=True)
+        read_config(new), read_screening(new)
+        os.replace(new, path / _READY)
+    _finish(path)
     return path
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], file: Path, **further) -> None:
+def add_graph(path: str | os.PathLike) -> Path:
+    """Write ``model.onnx`` into a folder that lacks it, as older versions left it, or has one of another version.
+
+    Raises:
+        FolderRefused: the folder cannot be opened, or what writing a graph needs is not installed.
+    """
+    folder = open_folder(path)
     try:
-        save_file(tensors, file, **further)
+        graph = _graph_of(folder.config, folder.weights(), folder.path)
+    except ModuleNotFoundError as error:
+        raise FolderRefused(
+            f"Writing {GRAPH} needs {error.name}, which is not installed: pip install 'covid-xct[train]'."
+        ) from error
+    stamped = {**folder.screening, "graph_sha256": hashlib.sha256(graph).hexdigest()}
+    if folder.guard is not None:
+        stamped["guard_sha256"] = sha256(folder.path / GUARD)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.path) as temporary:
+        new = Path(temporary) / _READY
+        new.mkdir()
+        (new / GRAPH).write_bytes(graph)
+        write_json(new / SCREENING, stamped)
+        os.replace(new, folder.path / _READY)
+    _finish(folder.path)
+    return folder.path
+
+
+def _finish(path: Path) -> None:
+    """Move files that were written whole into place; also what a killed process had left to do."""
+    ready = path / _READY
+    if ready.is_symlink() or not ready.is_dir():
+        return
+    for name in (*_FILES, *(file.name for file in ready.glob("*.py"))):
+        new = ready / name
+        if new.is_symlink() or not new.is_file():
+            continue
+        if new.stat().st_size == 0:
+            (path / name).unlink(missing_ok=True)
+            new.unlink()
+        else:
+            new.chmod(
+                0o644
+            )  # safetensors writes for its owner alone; an installed package is read by everybody
+            os.replace(new, path / name)
+    ready.rmdir()
+
+
+def _graph_of(config: dict, weights: Tensors, place: object) -> bytes:
+    from .graph import write_graph
+
+    return write_graph(config, weights, place)
+
+
+def _config_extras(architecture: str) -> dict:
+    from . import covid_cnn
+
+    return covid_cnn.config_extras(architecture)
+
+
+def _remote_code_files(architecture: str) -> tuple[Path, ...]:
+    from . import covid_cnn
+
+    return covid_cnn.remote_code_files(architecture)
+
+
+def _write_tensors(tensors: "dict[str, torch.Tensor]", file: Path) -> None:
+    import safetensors
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:  # its own words for a full disk
         raise OSError(f"{file.name} could not be written: {error}") from error
+
+
+def _tensor(value: Any) -> "torch.Tensor":
+    import torch
+
+    return torch.as_tensor(np.asarray(value)).contiguous()
+
+
+def _storable(state: "dict[str, torch.Tensor]", half: bool) -> "dict[str, torch.Tensor]":
+    import torch
+
+    stored = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.half() if half else tensor.float()
+            if half and not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} does not fit half precision; save with half=False.")
+        stored[name] = tensor.contiguous().clone()
+    return stored
+
+
+def fold_temperature(model: "torch.nn.Module", temperature: float) -> None:
+    """Divide all logits by ``temperature``, in place, by scaling the last linear layer (Guo et al. 2017,
+    arXiv:1706.04599): every loader then gives the calibrated probability without knowing of calibration."""
+    import torch
+
+    if not temperature > 0:
+        raise ValueError(f"A temperature is a positive number; got {temperature}.")
+    head = model.get_classifier()
+    with torch.no_grad():
+        head.weight.div_(temperature)
+        if head.bias is not None:
+            head.bias.div_(temperature)
 
 
 def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_features: int) -> dict:
@@ -275,7 +498,7 @@ def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_f
         "pretrained_cfg": {"custom_load": False, "fixed_input_size": False, "interpolation": "bicubic",
                            "crop_pct": 1.0, "crop_mode": "squash", **pretrained_cfg,
                            "input_size": size, "num_classes": len(LABELS)},
-        **covid_cnn.config_extras(architecture),
+        **_config_extras(architecture),
     }  # fmt: skip
 
 
@@ -286,107 +509,5 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Write ``content`` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _storable(state: dict[str, torch.Tensor], half: bool) -> dict[str, torch.Tensor]:
-    stored = {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu()
-        if half and tensor.is_floating_point():
-            tensor = tensor.half()
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} does not fit half precision; save with half=False.")
-        stored[name] = tensor.contiguous().clone()
-    return stored
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FolderRefused(
-            f"{path.parent} has no {path.name}. A hub folder holds at least {CONFIG}, {WEIGHTS} and {SCREENING}; "
-            "`python -m train fit` writes one."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise FolderRefused(f"{path} cannot be read: {error}. Fetch or train the model again.") from error
-    if not isinstance(content, dict):
-        raise FolderRefused(
-            f"{path} holds a {type(content).__name__}, not an object. Fetch or train the model again."
-        )
-    return content
-
-
-def _read_config(path: Path) -> dict:
-    config = read_json(path / CONFIG)
-    for key in ("architecture", "pretrained_cfg"):
-        if key not in config:
-            raise FolderRefused(f"{path / CONFIG} has no {key!r}; this is no timm-style hub folder.")
-    if list(config.get("label_names") or ()) != list(LABELS):
-        raise FolderRefused(
-            f"{path / CONFIG} has label_names {config.get('label_names')}; expected {list(LABELS)}, COVID being class "
-            "1. Probabilities under another order would mean something else."
-        )
-    return config
-
-
-def _read_screening(path: Path) -> dict:
-    screening = read_json(path / SCREENING)
-    if screening.get("format") != FORMAT or screening.get("modality") not in MODALITIES:
-        raise FolderRefused(
-            f"{path / SCREENING} has format {screening.get('format')!r} and modality {screening.get('modality')!r}; "
-            f"expected format {FORMAT} and a modality of {MODALITIES}. A newer covid-xct may read it."
-        )
-    return screening
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FolderRefused(
-            f"{path} is no readable safetensors file ({error}). Fetch or train the model again."
-        ) from error
-
-
-def _load_weights(model: torch.nn.Module, path: Path, expected_sha256: str | None) -> None:
-    file = path / WEIGHTS
-    if not file.is_file():
-        pickles = sorted(
-            p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
-        )
-        found = (
-            f" It has {', '.join(pickles)}, but pickles can run code and are never opened." if pickles else ""
-        )
-        raise FolderRefused(f"{path} has no {WEIGHTS}.{found} Convert or train the model to safetensors.")
-    state, own = _read_tensors(file), model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise FolderRefused(
-            f"{file} does not fit its architecture: {len(missing)} tensors missing {missing[:3]}, {len(extra)} "
-            f"unexpected {extra[:3]}. Nothing was loaded. Is {CONFIG} the one saved with these weights?"
-        )
-    if wrong := [name for name in own if own[name].shape != state[name].shape]:
-        name = wrong[0]
-        raise FolderRefused(
-            f"{file}: {len(wrong)} tensors have another shape, first {name}: {tuple(state[name].shape)}, expected "
-            f"{tuple(own[name].shape)}. Nothing was loaded."
-        )
-    if bad := [
-        name for name in state if state[name].is_floating_point() and not torch.isfinite(state[name]).all()
-    ]:
-        raise FolderRefused(
-            f"{file}: NaN or infinite values in {bad[:3]}. Nothing was loaded; train or fetch it again."
-        )
-    if expected_sha256 and sha256(file) != expected_sha256:
-        raise FolderRefused(
-            f"{file} is not the file that the operating points in {SCREENING} were chosen for (SHA-256 differs). "
-            "Evaluate the new weights again (`python -m train evaluate`), or fetch the folder again."
-        )
-    model.load_state_dict(state, strict=True)
+    with whole_file(path) as new:
+        new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

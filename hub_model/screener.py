@@ -1,23 +1,53 @@
-"""The door: open a hub folder, screen a picture, read the finding."""
+"""The door: open a hub folder, screen a picture or a million, read the findings."""
 
+import base64
 import contextlib
+import html
+import io
+import json
+import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
-from . import heatmap, hub_folder
+from . import hub_folder, layout
+from .backends import BACKENDS, Backend, BackendRefused, OnnxRuntime, TorchNetwork
 from .grey import ImageRefused
-from .guard import BLANK, Guard, is_blank, view
+from .guard import BLANK, Guard, is_blank
+from .heatmap import overlay
 from .images import read_image
-from .refused import Refused
+from .preprocess import preprocessing
+from .refused import Reason, Refused
+
+if TYPE_CHECKING:
+    import torch
 
 POSITIVE, NEGATIVE, INCONCLUSIVE, REFUSED = "positive", "negative", "inconclusive", "refused"
+BATCH, WORKERS = 8, 2  # pictures that the network sees at once; threads that decode the next ones meanwhile
+FAILED = Reason(
+    "An error in this program kept the picture from being judged; it is in the log. Please report it.",
+    "failed",
+)
+AMBIGUOUS = Reason(
+    "More than one model takes this picture, and one has no input guard to say how well it fits. Say which model to "
+    "ask.",
+    "ambiguous",
+)
+NO_NUMBER = Reason("The network gave no number for this picture. Nothing can be said of it.", "no_number")
+VIEWS: dict[str, Callable[[Image.Image], Image.Image]] = {"whole": lambda image: image}
+"""What of a grey picture the network is shown, by the name in ``screening.json``; raises ImageRefused for a picture
+in which there is nothing of the kind."""
+
+log = logging.getLogger("covid_xct")
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
 class UnknownOperatingPoint(Refused):
@@ -36,6 +66,9 @@ class Finding:
         threshold: a probability at or above it is positive.
         modality: ``xray`` or ``ct``.
         reasons: why the picture was refused or not decided, in words.
+        out_of_distribution: how far the picture lies from what the model learnt from; above 1 it is refused. None
+            where the network did not see it, or has no guard.
+        also_fits: modalities of other models that would have taken the picture; only `AutoScreener` says.
         heat_map: (h, w) float32 in 0..1, where the model looked; None unless asked for.
         image: the grey 8-bit picture as the model took it; None when it could not be read.
     """
@@ -46,37 +79,152 @@ class Finding:
     threshold: float
     modality: str
     reasons: tuple[str, ...] = ()
+    out_of_distribution: float | None = field(default=None, repr=False, compare=False)
+    also_fits: tuple[str, ...] = field(default=(), repr=False, compare=False)
     heat_map: np.ndarray | None = field(default=None, repr=False, compare=False)
     image: Image.Image | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Names of the reasons, which stay when their wording changes."""
+        return tuple(getattr(reason, "code", "") for reason in self.reasons)
+
+    def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
+        """Everything but the picture, in types that JSON has; the heat map as rows of numbers if wanted."""
+        told = {
+            "decision": self.decision,
+            "probability": self.probability,
+            "operating_point": self.operating_point,
+            "threshold": self.threshold,
+            "modality": self.modality,
+            "reasons": [str(reason) for reason in self.reasons],
+            "codes": list(self.codes),
+            "out_of_distribution": self.out_of_distribution,
+            "also_fits": list(self.also_fits),
+        }
+        if heat_map:
+            rows = None if self.heat_map is None else np.round(self.heat_map.astype(float), 4).tolist()
+            told["heat_map"] = rows
+        return told
+
+    def to_json(self, *, heat_map: bool = False) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict(heat_map=heat_map), ensure_ascii=False)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the figures, and the picture tinted by the heat map where there is one."""
+        rows = {
+            "decision": self.decision,
+            "P(COVID)": "" if self.probability is None else f"{self.probability:.3f}",
+            "threshold": f"{self.threshold:.3f} ({self.operating_point})",
+            "model": self.modality,
+            "reasons": " ".join(self.reasons),
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in rows.items()
+            if value
+        )
+        shown = ""
+        if self.image is not None:
+            image = self.image.copy()
+            image.thumbnail((360, 360))
+            if self.heat_map is not None:
+                image = overlay(image, self.heat_map)
+            stream = io.BytesIO()
+            image.save(stream, "png")
+            source = base64.b64encode(stream.getvalue()).decode("ascii")
+            shown = f"<img alt='the picture as judged' src='data:image/png;base64,{source}'>"
+        return f"<div style='display:flex;gap:1em'>{shown}<table>{cells}</table></div>"
+
+
+class Frame(NamedTuple):
+    """One frame of a source with several, for `screen_many`."""
+
+    source: Any
+    number: int | None = None
+
+
+class Taken(NamedTuple):
+    """A picture ready for the network, or the reason why it never gets there."""
+
+    image: Image.Image | None = None
+    pixels: np.ndarray | None = None
+    reason: Reason | None = None
+
 
 class Screener:
-    """A trained model with its preprocessing, input guard and operating points."""
+    """A trained model with its preprocessing, input guard and operating points.
 
-    def __init__(self, folder: hub_folder.HubFolder) -> None:
-        self._folder = folder
+    May be shared by threads, pickled, and used in spawned and forked processes; a pickle holds the place of the
+    folder, not the weights.
+
+    Args:
+        folder: as `hub_folder.open_folder` gives it.
+        backend: ``onnx`` or ``torch``.
+        device: what the network runs on.
+
+    Raises:
+        FolderRefused: the folder's graph or network is not accepted.
+        BackendRefused: an unknown backend or device, or one that is not installed here.
+    """
+
+    def __init__(self, folder: hub_folder.HubFolder, backend: str = "onnx", device: str = "cpu") -> None:
+        self._folder, self.backend, self.device = folder, backend, device
         self._guard = Guard.of(folder)
+        self._pixels = preprocessing(folder.config)
+        view = folder.screening.get("view") or "whole"
+        if view not in VIEWS:
+            raise hub_folder.FolderRefused(
+                f"{folder.path} shows its network the picture as {view!r}; known is {', '.join(VIEWS)}. A newer "
+                "covid-xct may know it."
+            )
+        self._view = VIEWS[view]
+        self._network = _started(folder, backend, device)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, revision: str | None = None) -> "Screener":
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        revision: str | None = None,
+        backend: str = "onnx",
+        device: str = "cpu",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> "Screener":
         """Open a model.
 
         Args:
             name: ``"xray"`` or ``"ct"`` (embedded in the package), a hub folder, or a Hub id ``"org/name"``.
             revision: branch, tag or commit of a Hub id.
+            backend: ``"onnx"`` (ONNX Runtime) or ``"torch"``; they give the same decisions, and on a CPU
+                probabilities within 1e-5.
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; with torch any device that torch has.
+            token: for a private Hub repository; by default the one that `hf auth login` stored.
+            cache_dir: where downloads are kept; by default the Hub's own cache.
 
         Raises:
             FolderRefused: there is no such folder, or it cannot be trusted.
+            BackendRefused: an unknown backend or device, or one that is not installed here.
         """
-        return cls(hub_folder.load(name, revision))
+        return cls(hub_folder.load(name, revision, token=token, cache_dir=cache_dir), backend, device)
+
+    def __reduce__(self) -> tuple:
+        weights = self.screening.get("weights_sha256")
+        return _reopened, (type(self), str(self.path.absolute()), self.backend, self.device, weights)
 
     @property
     def path(self) -> Path:
         return self._folder.path
 
     @property
-    def model(self) -> torch.nn.Module:
-        """The timm network, (N, 3, H, W) -> (N, 2) calibrated logits."""
+    def model(self) -> "torch.nn.Module":
+        """The timm network, (N, 3, H, W) -> (N, 2) calibrated logits, whichever the backend; needs torch.
+
+        Raises:
+            FolderRefused: torch is not installed.
+        """
         return self._folder.model
 
     @property
@@ -99,14 +247,14 @@ class Screener:
     def __repr__(self) -> str:
         return (
             f"Screener({self.config['architecture']!r}, modality={self.modality!r}, "
-            f"operating_points={list(self.operating_points)})"
+            f"operating_points={list(self.operating_points)}, backend={self.backend!r}, device={self.device!r})"
         )
 
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Grey picture (mode "L") -> float tensor (3, H, W), just as in training."""
-        return self._folder.transform(image)
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """Grey picture (mode "L") -> float32 pixels (3, H, W), just as in training."""
+        return self._pixels(self._view(image))
 
-    def foreignness(self, image: Image.Image) -> float:
+    def out_of_distribution_score(self, image: Image.Image) -> float:
         """How far a grey picture lies from what the model learnt from; above 1 it is refused.
 
         Raises:
@@ -117,8 +265,8 @@ class Screener:
                 f"{self.path} has no input guard, so it takes every picture for one of its own. Evaluate the run: "
                 f"`python -m train evaluate {self.path.name} --data ...`."
             )
-        with torch.inference_mode():
-            return float(self._guard.excess(view(self.model, self.preprocess(image)[None])[2])[0])
+        seen = self._network.run(self.preprocess(image)[None], heat_maps=False)
+        return float(self._guard.out_of_distribution(seen.features)[0])
 
     def screen(
         self,
@@ -142,28 +290,117 @@ class Screener:
         Raises:
             UnknownOperatingPoint: one that the model does not have.
         """
-        name, point = self._point(operating_point)
+        point = self._point(operating_point)
+        return self._judged([self._taken(source, frame)], point, heat_map)[0]
 
-        def finding(decision: str, **details: Any) -> Finding:
-            return Finding(
-                decision, details.pop("probability", None), name, point["threshold"], self.modality, **details
-            )
+    def screen_many(
+        self,
+        sources: Iterable[Any],
+        operating_point: str | None = None,
+        heat_map: bool = False,
+        *,
+        batch_size: int = BATCH,
+        workers: int = WORKERS,
+        keep_images: bool = True,
+    ) -> Iterator[Finding]:
+        """Judge many pictures, each as `screen` would; a bad one gives a refusal and the rest goes on.
 
+        Args:
+            sources: any number of what `screen` takes, of functions that fetch it, or of `Frame`; read as they are
+                needed.
+            operating_point: as for `screen`.
+            heat_map: as for `screen`.
+            batch_size: pictures that the network sees at once.
+            workers: threads that fetch and decode the next pictures while the network is busy.
+            keep_images: give each finding its picture; without, less memory is used.
+
+        Returns:
+            Findings in the order of the sources, as they are ready; at most a few batches are held in memory.
+
+        Raises:
+            UnknownOperatingPoint: one that the model does not have.
+            ValueError: a batch size or number of workers below 1.
+        """
+        point = self._point(operating_point)
+
+        def judged(batch: list[Taken]) -> list[Finding]:
+            return self._judged(batch, point, heat_map)
+
+        def taken(source: Any) -> Taken:
+            return self._surely_taken(source, keep_images)
+
+        return _in_batches(
+            sources, taken, lambda batch: self._surely_judged(batch, point, judged), batch_size, workers
+        )
+
+    def _taken(self, source: Any, frame: int | None = None) -> Taken:
+        """Read a picture and make it ready for the network."""
         try:
             image = read_image(source, frame=frame, modality=self.modality)
         except ImageRefused as refusal:
-            return finding(REFUSED, reasons=(refusal.reason,))
+            return Taken(reason=refusal.reason)
         if is_blank(image):
-            return finding(REFUSED, reasons=(BLANK,), image=image)
-        pixels = self.preprocess(image)[None]
-        with torch.inference_mode():
-            logits, last, features = view(self.model, pixels)
-        if self._guard is not None and (reasons := self._guard.check(features[0])):
-            return finding(REFUSED, reasons=tuple(reasons), image=image)
-        probability = float(logits.softmax(1)[0, hub_folder.COVID])
-        decision, reasons = decide(probability, point)
-        shown = heatmap.heat_map_of_features(self.model, last) if heat_map else None
-        return finding(decision, probability=probability, reasons=reasons, heat_map=shown, image=image)
+            return Taken(image, reason=BLANK)
+        try:
+            return Taken(image, self.preprocess(image))
+        except ImageRefused as refusal:
+            return Taken(image, reason=refusal.reason)
+
+    def _surely_taken(self, source: Any, keep_image: bool = True) -> Taken:
+        """As `_taken`, whatever happens."""
+        try:
+            source, frame = source if isinstance(source, Frame) else (source, None)
+            taken = self._taken(source() if callable(source) else source, frame)
+        except ImageRefused as refusal:  # by the function that fetches it
+            return Taken(reason=refusal.reason)
+        except Exception as error:
+            _logged(error)
+            return Taken(reason=FAILED)
+        return taken if keep_image else taken._replace(image=None)
+
+    def _judged(self, batch: Sequence[Taken], point: tuple[str, dict], heat_map: bool) -> list[Finding]:
+        """Findings for pictures that were taken; the network runs once."""
+        name, told = point
+        findings = [
+            Finding(REFUSED, None, name, told["threshold"], self.modality, (taken.reason,), image=taken.image)
+            if taken.reason
+            else None
+            for taken in batch
+        ]
+        seen = [index for index, taken in enumerate(batch) if taken.reason is None]
+        if not seen:
+            return findings
+        view = self._network.run(np.stack([batch[index].pixels for index in seen]), heat_maps=heat_map)
+        odds = view.logits[:, layout.COVID].astype(np.float64) - view.logits[:, 1 - layout.COVID]
+        with np.errstate(over="ignore"):
+            probabilities = 1 / (1 + np.exp(-odds))
+        scores = None if self._guard is None else self._guard.out_of_distribution(view.features)
+        for row, index in enumerate(seen):
+            score = None if scores is None else float(scores[row])
+            reason = None if score is None else self._guard.reason(score)
+            if reason is None and not np.isfinite(odds[row]):
+                reason = NO_NUMBER
+            if reason:
+                decision, probability, reasons, heat = REFUSED, None, (reason,), None
+            else:
+                probability = float(probabilities[row])
+                decision, reasons = decide(probability, told)
+                heat = view.heat_maps[row] if heat_map else None
+            findings[index] = Finding(decision, probability, name, told["threshold"], self.modality, reasons,
+                                      score, heat_map=heat, image=batch[index].image)  # fmt: skip
+        return findings
+
+    def _surely_judged(
+        self, batch: Sequence[Taken], point: tuple[str, dict], judged: Callable[[list[Taken]], list[Finding]]
+    ) -> list[Finding]:
+        """As `_judged`, whatever happens: pictures of a batch that fails are judged one by one."""
+        try:
+            return judged(list(batch))
+        except Exception as error:
+            _logged(error)
+            if len(batch) > 1:
+                return [finding for one in batch for finding in self._surely_judged([one], point, judged)]
+            return [Finding(REFUSED, None, point[0], point[1]["threshold"], self.modality, (FAILED,))]
 
     def _point(self, name: str | None) -> tuple[str, dict[str, Any]]:
         if name is None:
@@ -176,7 +413,11 @@ class Screener:
 
 
 class AutoScreener:
-    """Several models behind one door: a picture goes to the one whose training pictures it resembles most.
+    """Several models behind one door: a picture is judged by the one that takes it.
+
+    Every model looks at the picture, and its guard says whether it is one of its own. Where one guard accepts, that
+    model answers; where several do, the one with the lowest out-of-distribution score, and ``Finding.also_fits``
+    names the others. Where none does, the picture is refused with the reasons of all.
 
     Args:
         screeners: opened models, each with an input guard.
@@ -186,22 +427,19 @@ class AutoScreener:
         self.screeners = tuple(screeners)
 
     @classmethod
-    def from_pretrained(cls, *names: str | os.PathLike) -> "AutoScreener":
+    def from_pretrained(
+        cls, *names: str | os.PathLike, backend: str = "onnx", device: str = "cpu"
+    ) -> "AutoScreener":
         """Open models, by default the embedded X-ray and CT ones; raises as `Screener.from_pretrained` does."""
-        return cls(map(Screener.from_pretrained, names or hub_folder.MODALITIES))
+        return cls(
+            Screener.from_pretrained(name, backend=backend, device=device)
+            for name in names or hub_folder.MODALITIES
+        )
 
     def choose(self, source: Any, frame: int | None = None) -> Screener:
-        """The model to ask about a picture: of those that can read it, the one to which it is least foreign.
-
-        Raises:
-            FolderRefused: a model has no input guard.
-        """
-        foreignness = {}
-        for screener in self.screeners:
-            with contextlib.suppress(ImageRefused):  # as a DICOM file of the other modality is
-                image = read_image(source, frame=frame, modality=screener.modality)
-                foreignness[screener] = screener.foreignness(image)
-        return min(foreignness, key=foreignness.get, default=self.screeners[0])
+        """The model that answers for a picture; where all refuse it, the one to which it is least foreign."""
+        modality = self.screen(source, frame=frame).modality
+        return next(screener for screener in self.screeners if screener.modality == modality)
 
     def screen(
         self,
@@ -210,17 +448,172 @@ class AutoScreener:
         heat_map: bool = False,
         frame: int | None = None,
     ) -> Finding:
-        """As `Screener.screen`, by the model that fits the picture: ``Finding.modality`` says which it was."""
+        """As `Screener.screen`, by the model that takes the picture: ``Finding.modality`` says which it was.
+
+        Raises:
+            UnknownOperatingPoint: one that no model has; a model that lacks it uses its first.
+        """
+        points = self._points(operating_point)
         source = source.read() if hasattr(source, "read") else source
-        return self.choose(source, frame).screen(source, operating_point, heat_map, frame)
+        given = [
+            screener._judged([screener._taken(source, frame)], point, heat_map)[0]
+            for screener, point in zip(self.screeners, points, strict=True)
+        ]
+        return chosen(given)
+
+    def screen_many(
+        self,
+        sources: Iterable[Any],
+        operating_point: str | None = None,
+        heat_map: bool = False,
+        *,
+        batch_size: int = BATCH,
+        workers: int = WORKERS,
+        keep_images: bool = True,
+    ) -> Iterator[Finding]:
+        """As `Screener.screen_many`, each picture by the model that takes it."""
+        points = self._points(operating_point)
+
+        def taken(source: Any) -> list[Taken]:
+            source, frame = source if isinstance(source, Frame) else (source, None)
+            with contextlib.suppress(Exception):  # whoever asks for it next says what is wrong
+                content = source() if callable(source) else source
+                source = content.read() if hasattr(content, "read") else content
+            return [screener._surely_taken(Frame(source, frame), keep_images) for screener in self.screeners]
+
+        def judged(batch: list[list[Taken]]) -> list[Finding]:
+            rows = [
+                screener._surely_judged(
+                    [row[index] for row in batch],
+                    point,
+                    lambda some, s=screener, p=point: s._judged(some, p, heat_map),
+                )
+                for index, (screener, point) in enumerate(zip(self.screeners, points, strict=True))
+            ]
+            return [chosen(list(given)) for given in zip(*rows, strict=True)]
+
+        return _in_batches(sources, taken, judged, batch_size, workers)
+
+    def _points(self, name: str | None) -> list[tuple[str, dict[str, Any]]]:
+        known = [name is None or name in screener.operating_points for screener in self.screeners]
+        if not any(known):
+            raise UnknownOperatingPoint(
+                f"No operating point {name!r}; these models have "
+                f"{', '.join(dict.fromkeys(p for s in self.screeners for p in s.operating_points))}."
+            )
+        return [s._point(name if has else None) for s, has in zip(self.screeners, known, strict=True)]
+
+
+def chosen(given: Sequence[Finding]) -> Finding:
+    """One finding of those that several models gave of the same picture, by the rule of `AutoScreener`."""
+    accepted = [finding for finding in given if finding.decision != REFUSED]
+    if len(accepted) > 1 and any(finding.out_of_distribution is None for finding in accepted):
+        return replace(accepted[0], decision=REFUSED, probability=None, reasons=(AMBIGUOUS,), heat_map=None)
+    if accepted:
+        nearest = min(accepted, key=_distance)
+        others = tuple(finding.modality for finding in accepted if finding is not nearest)
+        return replace(nearest, also_fits=others)
+    # that a CT slice is no X-ray is no news where the CT model has another reason to refuse it
+    telling = [finding for finding in given if set(finding.codes) != {"other_modality"}] or list(given)
+    reasons = tuple(dict.fromkeys(reason for finding in telling for reason in finding.reasons))
+    nearest = min(telling, key=_distance)
+    image = next((finding.image for finding in telling if finding.image is not None), None)
+    return replace(nearest, reasons=reasons, image=image)
+
+
+def _distance(finding: Finding) -> float:
+    return np.inf if finding.out_of_distribution is None else finding.out_of_distribution
 
 
 def decide(probability: float, point: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Decision and reasons for a probability at an operating point."""
+    """Decision and reasons for a probability at an operating point.
+
+    Raises:
+        ValueError: the probability, the threshold or an end of the band is no number from 0 to 1.
+    """
     low, high = point.get("abstain") or (point["threshold"], point["threshold"])
+    for name, value in (
+        ("probability", probability),
+        ("threshold", point["threshold"]),
+        ("band", low),
+        ("band", high),
+    ):
+        if not 0 <= value <= 1:  # so is NaN refused
+            raise ValueError(
+                f"A {name} is a number from 0 to 1; got {value}. There is no decision to be had from it."
+            )
     if low <= probability < high:
         return INCONCLUSIVE, (
             f"The probability {probability:.2f} is too close to the threshold {point['threshold']:.2f} to call "
             f"(between {low:.2f} and {high:.2f}). Repeat the imaging or test by other means.",
         )
     return (POSITIVE if probability >= point["threshold"] else NEGATIVE), ()
+
+
+def _started(folder: hub_folder.HubFolder, backend: str, device: str) -> Backend:
+    if backend not in BACKENDS:
+        raise BackendRefused(f"There is no backend {backend!r}; accepted are {', '.join(BACKENDS)}.")
+    if backend == "torch":
+        return TorchNetwork(folder.model, device)
+    try:
+        return OnnxRuntime(folder.graph(), folder.weights(), device)
+    except ImportError as error:
+        raise BackendRefused(
+            f"ONNX Runtime cannot be used here ({error}). pip install onnxruntime; where there is none for this "
+            "platform, pip install 'covid-xct[torch]' and say backend='torch'."
+        ) from error
+
+
+def _reopened(kind: type[Screener], path: str, backend: str, device: str, weights: str | None) -> Screener:
+    """A screener in another process than the one that pickled it."""
+    folder = hub_folder.open_folder(path)
+    if folder.screening.get("weights_sha256") != weights:
+        raise hub_folder.FolderRefused(
+            f"{path} holds other weights than when the screener was pickled. Open it anew: Screener.from_pretrained."
+        )
+    return kind(folder, backend, device)
+
+
+def _in_batches(
+    given: Iterable[Given],
+    take: Callable[[Given], Any],
+    judge: Callable[[list], list[Finding]],
+    batch_size: int,
+    workers: int,
+) -> Iterator[Finding]:
+    """Findings in order; `take` runs in threads, a batch or two ahead of `judge`."""
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers are 1 or more; got {batch_size} and {workers}.")
+
+    def findings() -> Iterator[Finding]:
+        batch = []
+        for taken in _ahead(take, given, workers, 2 * batch_size + workers):
+            batch.append(taken)
+            if len(batch) == batch_size:
+                yield from judge(batch)
+                batch = []
+        if batch:
+            yield from judge(batch)
+
+    return findings()
+
+
+def _ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int, most: int) -> Iterator[Made]:
+    """`map` in threads and in order, with at most `most` results waiting."""
+    waiting = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="covid-xct-read") as pool:
+        try:
+            for one in given:
+                waiting.append(pool.submit(make, one))
+                if len(waiting) >= most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also when the caller wants no more
+            for future in waiting:
+                future.cancel()
+
+
+def _logged(error: Exception) -> None:
+    """Say where an error came from, not what: its message may hold a file name or a tag."""
+    log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

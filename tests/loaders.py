@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hub_model import Screener, heatmap, hub_folder, read_image
+from hub_model import Screener, evidence, hub_folder, read_image
 
 NODE = Path(__file__).parent / "node"
 WITHOUT_OUR_PACKAGE = """
@@ -22,9 +22,8 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Absent())
 """
-WITH_OUR_PACKAGE = (
-    f"import sys; sys.path.insert(0, {str(Path(hub_folder.__file__).parents[1])!r}); import hub_model"
-)
+OURS = str(Path(hub_folder.__file__).parents[1])
+WITH_OUR_PACKAGE = f"import sys; sys.path.insert(0, {OURS!r}); import hub_model.covid_cnn"
 
 ANSWER = """
 import json, sys
@@ -76,7 +75,9 @@ def ours(folder: Path, files: list[Path]) -> list[float]:
     screener = Screener.from_pretrained(folder)
     with torch.inference_mode():
         return [
-            float(screener.model(screener.preprocess(read_image(file))[None]).softmax(1)[0, 1])
+            float(
+                screener.model(torch.from_numpy(screener.preprocess(read_image(file)))[None]).softmax(1)[0, 1]
+            )
             for file in files
         ]
 
@@ -106,9 +107,9 @@ def with_some_training(model: nn.Module, pixels: torch.Tensor) -> nn.Module:
             if name.endswith(("gamma", "weight")) and scale.ndim == 1 and scale.abs().max() < 1e-3:
                 scale.fill_(0.5)  # layer scale and last norms start near 0, where a block does nothing yet
         model(pixels)
-        head, odds = model.get_classifier(), heatmap.log_odds(model.eval()(pixels))
+        head, odds = model.get_classifier(), evidence.log_odds(model.eval()(pixels))
         head.weight.mul_(0.4 / odds.std())
-        middle = heatmap.log_odds(model(pixels)).mean()
+        middle = evidence.log_odds(model(pixels)).mean()
         head.bias.sub_(middle * (torch.tensor([-0.5, 0.5]) if len(head.bias) == 2 else 1))
     for norm in norms:
         norm.momentum = 0.1

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from hub_model import guard, hub_folder
+from hub_model import evidence, guard, hub_folder
 from train.measure import calibration, metrics
 from train.measure import guard as guarding
 
@@ -41,7 +41,7 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
     transform = hub_folder.transform_of(config)
     pixels = torch.stack([transform(picture) for picture in pictures(40, seed)])
     with torch.inference_mode():
-        logits, _, features = guard.view(model, pixels)
+        logits, _, features = evidence.view(model, pixels)
         margins = (logits[:, 1] - logits[:, 0]).double().numpy()
     head, stretch = model.get_classifier(), 2 / float(margins.std())
     with (
@@ -52,7 +52,11 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
     tensors = _guard(features)
     limits = {
         name: 1.5 * float(value.max())
-        for name, value in guard.Guard(**tensors, limits={}, modality=modality).scores(features).items()
+        for name, value in guard.Guard(
+            **{name: tensor.numpy() for name, tensor in tensors.items()}, limits={}, modality=modality
+        )
+        .scores(features.numpy())
+        .items()
     }
     evaluation, points = _evaluation(modality, seed)
     screening = {
@@ -143,7 +147,7 @@ class _Browser(torch.nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits, last, features = guard.view(self.model, pixel_values)
+        logits, last, features = evidence.view(self.model, pixel_values)
         weight = self.model.get_classifier().weight
         local = torch.einsum("nchw,c->nhw", last, weight[1] - weight[0])
         odds = logits[:, 1] - logits[:, 0]

@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from hub_model import Screener, hub_folder
-from hub_model.guard import Guard, is_blank, view
+from hub_model.evidence import view
+from hub_model.guard import Guard, is_blank
 from hub_model.images import read_image
 from hub_model.screener import decide
 from tests import static_page
@@ -76,7 +77,7 @@ def guard_excess(folder: hub_folder.HubFolder, content: bytes) -> float | None:
         return None
     with torch.inference_mode():
         _, _, features = view(folder.model, folder.transform(image)[None])
-    return float(Guard.of(folder).excess(features)[0])
+    return float(Guard.of(folder).out_of_distribution(features.numpy())[0])
 
 
 def measure(page: Any, run: Path, pictures: list[tuple[str, str, bytes]]) -> dict[str, dict]:

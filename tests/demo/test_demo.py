@@ -436,7 +436,9 @@ class TestDetect:
 
     def test_where_both_take_it_the_nearer_one_answers_and_it_is_said(self, screeners, chest):
         judgement = judge(screeners, chest, "detect", "sensitivity")
-        far = {name: one.foreignness(judgement.finding.image) for name, one in screeners.items()}
+        far = {
+            name: one.out_of_distribution_score(judgement.finding.image) for name, one in screeners.items()
+        }
         assert max(far.values()) <= 1  # both take it
         assert judgement.screener is screeners[min(far, key=far.get)] and judgement.tied
         assert views.record(judgement)["codes"] == ["nearer"]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hub_model import covid_cnn, guard, heatmap, hub_folder
+from hub_model import covid_cnn, evidence, hub_folder
 from hub_model.refused import Refused
 from tests.loaders import with_some_training
 from train.fit import backbones
@@ -160,7 +160,7 @@ def test_other_heads(case):
 def test_levels_for_the_guard(case):
     with torch.no_grad():
         last, levels = case.model.forward_intermediates(case.pixels)
-        logits, _, features = guard.view(case.model, case.pixels)
+        logits, _, features = evidence.view(case.model, case.pixels)
         torch.testing.assert_close(last, case.model.forward_features(case.pixels))
     assert [level.shape[1] for level in levels] == [info["num_chs"] for info in case.model.feature_info]
     torch.testing.assert_close(logits, case.logits)
@@ -169,7 +169,7 @@ def test_levels_for_the_guard(case):
 
 
 def test_heat_map(case):
-    heat = heatmap.heat_map(case.model, case.pixels[:1])
+    heat = evidence.heat_map(case.model, case.pixels[:1])
     assert heat.ndim == 2
     assert heat.dtype == np.float32
     assert 0 <= heat.min() < heat.max() <= 1

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hub_model import covid_cnn, heatmap  # noqa: F401 - registers the family
+from hub_model import covid_cnn, evidence, heatmap  # noqa: F401 - registers the family
 
 
 def network(name):
@@ -60,7 +60,7 @@ def test_a_pooled_linear_head_gives_the_class_activation_map_exactly(pooled_line
         features = pooled_linear.forward_features(pixels)[0]
         towards = pooled_linear.fc.weight[1] - pooled_linear.fc.weight[0]
         activation = torch.einsum("c,chw->hw", towards, features) + pooled_linear.fc.bias.diff()
-    heat = heatmap.heat_map(pooled_linear, pixels)
+    heat = evidence.heat_map(pooled_linear, pixels)
     assert heat.dtype == np.float32
     np.testing.assert_allclose(heat, torch.sigmoid(activation).numpy(), atol=2e-6)
 
@@ -73,25 +73,25 @@ def test_a_pooled_nonlinear_head_gives_grad_cam(pooled_nonlinear, pixels):
     try:
         with torch.no_grad():
             features = model.forward_features(pixels.double())
-            odds = heatmap.log_odds(model.forward_head(features))
+            odds = evidence.log_odds(model.forward_head(features))
             steps = 1e-4 * torch.eye(features.shape[1], dtype=torch.double)[:, :, None, None]
-            slope = heatmap.log_odds(model.forward_head(features + steps))
-            slope = (slope - heatmap.log_odds(model.forward_head(features - steps))) / 2e-4
+            slope = evidence.log_odds(model.forward_head(features + steps))
+            slope = (slope - evidence.log_odds(model.forward_head(features - steps))) / 2e-4
             grad_cam = torch.einsum("c,chw->hw", slope, features[0])
         expected = torch.sigmoid(grad_cam + odds - grad_cam.mean())
-        np.testing.assert_allclose(heatmap.heat_map(model, pixels.double()), expected.numpy(), atol=1e-5)
+        np.testing.assert_allclose(evidence.heat_map(model, pixels.double()), expected.numpy(), atol=1e-5)
     finally:
         model.float()
 
 
 def test_the_mean_evidence_is_the_networks_own_answer(any_network, pixels):
     with torch.no_grad():
-        odds = heatmap.log_odds(any_network(pixels)).item()
-    assert logit(heatmap.heat_map(any_network, pixels).astype(float)).mean() == pytest.approx(odds, abs=1e-3)
+        odds = evidence.log_odds(any_network(pixels)).item()
+    assert logit(evidence.heat_map(any_network, pixels).astype(float)).mean() == pytest.approx(odds, abs=1e-3)
 
 
 def test_evidence_for_one_class_is_evidence_against_the_other(any_network, pixels):
-    ours, other = (heatmap.heat_map(any_network, pixels, class_index) for class_index in (1, 0))
+    ours, other = (evidence.heat_map(any_network, pixels, class_index) for class_index in (1, 0))
     np.testing.assert_allclose(ours, 1 - other, atol=1e-5)
 
 
@@ -118,14 +118,14 @@ def test_the_map_points_where_the_evidence_is(flatten):
     model = BrightSpots(nn.Sequential(*pool, nn.Flatten(), linear))
     picture = torch.zeros(1, 3, 224, 224)
     picture[:, :, 32:64, 160:192] = 1.0
-    heat = heatmap.heat_map(model, picture)
+    heat = evidence.heat_map(model, picture)
     assert set(zip(*np.nonzero(heat > heat.mean()), strict=True)) == {(2, 10), (2, 11), (3, 10), (3, 11)}
 
 
 def test_nothing_is_left_behind(any_network, pixels):
     modes = [module.training for module in any_network.modules()]
     before = {name: tensor.clone() for name, tensor in any_network.state_dict().items()}
-    heatmap.heat_map(any_network, pixels)
+    evidence.heat_map(any_network, pixels)
     assert all(p.grad is None and p.requires_grad for p in any_network.parameters())
     assert [module.training for module in any_network.modules()] == modes
     assert not any(
@@ -136,31 +136,31 @@ def test_nothing_is_left_behind(any_network, pixels):
 
 
 def test_inference_mode_and_frozen_weights_do_not_matter(pooled_linear, pixels):
-    expected = heatmap.heat_map(pooled_linear, pixels)
+    expected = evidence.heat_map(pooled_linear, pixels)
     with torch.inference_mode():
-        np.testing.assert_array_equal(heatmap.heat_map(pooled_linear, pixels), expected)
+        np.testing.assert_array_equal(evidence.heat_map(pooled_linear, pixels), expected)
         features = pooled_linear.forward_features(pixels)
-        np.testing.assert_array_equal(heatmap.heat_map_of_features(pooled_linear, features), expected)
+        np.testing.assert_array_equal(evidence.heat_map_of_features(pooled_linear, features), expected)
     pooled_linear.requires_grad_(False)
     try:
-        np.testing.assert_array_equal(heatmap.heat_map(pooled_linear, pixels), expected)
+        np.testing.assert_array_equal(evidence.heat_map(pooled_linear, pixels), expected)
     finally:
         pooled_linear.requires_grad_(True)
 
 
 def test_threads_share_a_model(flattened):
     pictures = list(torch.rand(8, 1, 3, 224, 224))
-    alone = [heatmap.heat_map(flattened, picture) for picture in pictures]
+    alone = [evidence.heat_map(flattened, picture) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda picture: heatmap.heat_map(flattened, picture), pictures))
+        together = list(pool.map(lambda picture: evidence.heat_map(flattened, picture), pictures))
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def test_input_that_has_no_map_is_refused(pooled_linear):
     with pytest.raises(ValueError, match="one picture"):
-        heatmap.heat_map(pooled_linear, torch.zeros(2, 3, 224, 224))
+        evidence.heat_map(pooled_linear, torch.zeros(2, 3, 224, 224))
     with pytest.raises(ValueError, match="convolutional"):
-        heatmap.heat_map_of_features(pooled_linear, torch.zeros(1, 197, 192))
+        evidence.heat_map_of_features(pooled_linear, torch.zeros(1, 197, 192))
 
 
 def test_the_overlay_is_a_fixed_function_of_the_map():

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +16,11 @@ from tests.bad_files import files_of_at_most
 ARCHITECTURE = "mobilenetv3_small_050"
 CFG = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3}
 
+SCREENING = {"modality": "ct", "operating_points": {"sensitivity": {"threshold": 0.3, "target": "t"}}}
+LIMITS = {"distance": 1.0, "residual": 1.0, "foreign": 0.5}
+GUARD = {"mean": torch.arange(3.0), "scale": torch.ones(3), "basis": torch.eye(3)[:2], "deviation": torch.ones(2),
+         "foreign": torch.zeros(3), "bias": torch.tensor(0.0)}  # fmt: skip
+
 
 def network(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
@@ -22,12 +28,12 @@ def network(seed: int = 0) -> torch.nn.Module:
 
 
 def save(path, model=None, **changes):
-    screening = {"modality": "ct", "operating_points": {"sensitivity": {"threshold": 0.3, "target": "t"}}}
     arguments = {
         "architecture": ARCHITECTURE,
         "model_args": {},
         "pretrained_cfg": CFG,
-        "screening": screening,
+        "screening": SCREENING,
+        "graph": False,
     }
     return hub_folder.save(path, model or network(), **(arguments | changes))
 
@@ -49,7 +55,7 @@ def edit(path, **changes):
 
 
 def test_what_is_saved_is_what_is_loaded(saved):
-    loaded, pixels = hub_folder.load(saved), torch.rand(2, 3, 64, 64)
+    loaded, pixels = hub_folder.open_folder(saved), torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(loaded.model(pixels), network()(pixels))
     assert loaded.modality == "ct" and loaded.guard is None
@@ -57,17 +63,17 @@ def test_what_is_saved_is_what_is_loaded(saved):
 
 
 def test_guard_tensors_travel_and_a_stale_guard_goes(tmp_path):
-    save(tmp_path / "f", guard={"mean": torch.arange(3.0)})
-    assert torch.equal(hub_folder.load(tmp_path / "f").guard["mean"], torch.arange(3.0))
+    save(tmp_path / "f", guard=GUARD, screening=SCREENING | {"guard": {"limits": LIMITS}})
+    assert np.array_equal(hub_folder.open_folder(tmp_path / "f").guard["mean"], np.arange(3.0))
     save(tmp_path / "f")
-    assert hub_folder.load(tmp_path / "f").guard is None
+    assert hub_folder.open_folder(tmp_path / "f").guard is None
 
 
 def test_half_precision_halves_the_file_and_loads_in_single(tmp_path, saved):
     half = save(tmp_path / "half", half=True)
     sizes = [(p / hub_folder.WEIGHTS).stat().st_size for p in (half, saved)]
     assert sizes[0] < 0.6 * sizes[1]
-    assert {p.dtype for p in hub_folder.load(half).model.parameters()} == {torch.float32}
+    assert {p.dtype for p in hub_folder.open_folder(half).model.parameters()} == {torch.float32}
 
 
 def test_temperature_is_folded_into_the_logits():
@@ -81,7 +87,7 @@ def test_temperature_is_folded_into_the_logits():
 
 
 def test_preprocessing_squashes_and_standardises(saved):
-    pixels = hub_folder.load(saved).transform(Image.new("L", (200, 100), 128))
+    pixels = hub_folder.open_folder(saved).transform(Image.new("L", (200, 100), 128))
     assert pixels.shape == (3, 64, 64)
     torch.testing.assert_close(pixels, torch.full((3, 64, 64), (128 / 255 - 0.5) / 0.25))
 
@@ -96,7 +102,7 @@ def test_a_failing_save_leaves_the_previous_folder_whole(folder, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save(folder, network(1))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    hub_folder.load(folder)
+    hub_folder.open_folder(folder)
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_previous_folder_whole(folder):
@@ -119,24 +125,73 @@ def damage_missing(folder):
     state = load_file(folder / hub_folder.WEIGHTS)
     state.pop("classifier.weight")
     save_file(state, folder / hub_folder.WEIGHTS)
+    edit(folder / hub_folder.SCREENING, weights_sha256=None)
 
 
 def damage_renamed(folder):
     state = load_file(folder / hub_folder.WEIGHTS)
     state["head.weight"] = state.pop("classifier.weight")
     save_file(state, folder / hub_folder.WEIGHTS)
+    edit(folder / hub_folder.SCREENING, weights_sha256=None)
 
 
 def damage_extra(folder):
     state = load_file(folder / hub_folder.WEIGHTS)
     state["classifier.scale"] = torch.ones(2)
     save_file(state, folder / hub_folder.WEIGHTS)
+    edit(folder / hub_folder.SCREENING, weights_sha256=None)
+
+
+def damage_sizes(folder):
+    edit(folder / hub_folder.CONFIG, model_args={"channel_multiplier": 1e9})
+
+
+def damage_deep(folder):
+    (folder / hub_folder.SCREENING).write_text('{"a":' * 100_000)
+
+
+def damage_link(folder):
+    (folder / hub_folder.SCREENING).unlink()
+    (folder / hub_folder.SCREENING).symlink_to("/etc/passwd")
+
+
+def damage_guard_gone(folder):
+    edit(folder / hub_folder.SCREENING, guard={"limits": LIMITS})
+
+
+def points(**changes):
+    return lambda f: edit(f / hub_folder.SCREENING, operating_points={"a": {"threshold": 0.3} | changes})
+
+
+def preprocess(**changes):
+    def change(folder):
+        cfg = json.loads((folder / hub_folder.CONFIG).read_text())["pretrained_cfg"]
+        edit(folder / hub_folder.CONFIG, pretrained_cfg=cfg | changes)
+
+    return change
+
+
+def header(change):
+    """Rewrite the header of the weights, the tensors as they are."""
+
+    def damage(folder):
+        content = (folder / hub_folder.WEIGHTS).read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        told = json.loads(content[8 : 8 + length])
+        change(told)
+        new = json.dumps(told).encode()
+        (folder / hub_folder.WEIGHTS).write_bytes(
+            len(new).to_bytes(8, "little") + new + content[8 + length :]
+        )
+
+    return damage
 
 
 def damage_shape(folder):
     state = load_file(folder / hub_folder.WEIGHTS)
     state["classifier.weight"] = torch.zeros(3, 7)
     save_file(state, folder / hub_folder.WEIGHTS)
+    edit(folder / hub_folder.SCREENING, weights_sha256=None)
 
 
 def damage_nan(folder):
@@ -197,6 +252,75 @@ DAMAGES = {
     ),
     "no screening": (lambda f: (f / hub_folder.SCREENING).unlink(), "has no screening.json"),
     "another modality": (lambda f: edit(f / hub_folder.SCREENING, modality="mri"), "modality 'mri'"),
+    "asks for more than the weights hold": (damage_sizes, "model_args ask for 1e"),
+    "nested without end": (damage_deep, "nested too deeply"),
+    "a link out of the folder": (damage_link, "leads out of the model's folder"),
+    "limits without a guard": (damage_guard_gone, "but no guard.safetensors"),
+    "no operating point": (
+        lambda f: edit(f / hub_folder.SCREENING, operating_points={}),
+        "at least one operating",
+    ),
+    "points of a list": (
+        lambda f: edit(f / hub_folder.SCREENING, operating_points=[]),
+        "at least one operating",
+    ),
+    "a point that is no object": (
+        lambda f: edit(f / hub_folder.SCREENING, operating_points={"a": 0.5}),
+        "operating_points.a 0.5; expected an object",
+    ),
+    "a point without threshold": (
+        lambda f: edit(f / hub_folder.SCREENING, operating_points={"a": {}}),
+        "no 'operating_points.a.threshold'",
+    ),
+    "threshold of a text": (points(threshold="0.5"), "finite number from 0 to 1"),
+    "threshold NaN": (points(threshold=float("nan")), "NaN, which is no number"),
+    "threshold beyond 1": (points(threshold=1.5), "finite number from 0 to 1"),
+    "threshold true": (points(threshold=True), "finite number from 0 to 1"),
+    "band the wrong way": (points(abstain=[0.5, 0.2]), r"\[low, high\] within 0 to 1"),
+    "band of one": (points(abstain=[0.5]), r"\[low, high\] within 0 to 1"),
+    "limits that are no numbers": (
+        lambda f: edit(f / hub_folder.SCREENING, guard={"limits": {"distance": None}}),
+        "positive finite numbers for distance",
+    ),
+    "guard that is no object": (
+        lambda f: edit(f / hub_folder.SCREENING, guard=[]),
+        "guard .*expected an object",
+    ),
+    "a hash that is none": (
+        lambda f: edit(f / hub_folder.SCREENING, weights_sha256=5),
+        "64 hexadecimal digits",
+    ),
+    "a picture of 30,000 pixels": (preprocess(input_size=[3, 30000, 30000]), "32 to 1024 pixels"),
+    "a tiny crop": (preprocess(crop_pct=1e-9), "crop_pct"),
+    "another crop": (preprocess(crop_mode="center"), "crop_mode"),
+    "a deviation of 0": (preprocess(std=[0, 0, 0]), "three numbers"),
+    "an interpolation nobody has": (preprocess(interpolation="magic"), "one of 'nearest'"),
+    "no size": (preprocess(input_size=None), "input_size None"),
+    "arguments of a list": (lambda f: edit(f / hub_folder.CONFIG, model_args=[1]), "expected an object"),
+    "an architecture of a list": (
+        lambda f: edit(f / hub_folder.CONFIG, architecture=["x"]),
+        "expected a text",
+    ),
+    "a header of a list": (
+        lambda f: (f / hub_folder.WEIGHTS).write_bytes(b"\2\0\0\0\0\0\0\0[]"),
+        "no object",
+    ),
+    "a header longer than the file": (
+        lambda f: (f / hub_folder.WEIGHTS).write_bytes(b"\xff" * 8 + b"{}"),
+        "longer than the file",
+    ),
+    "a tensor larger than the file": (
+        header(lambda told: told["classifier.weight"].update(shape=[10**9, 10**9])),
+        "does not lie where",
+    ),
+    "tensors that overlap": (
+        header(lambda told: told["classifier.bias"].update(data_offsets=[0, 8])),
+        "does not lie where",
+    ),
+    "a type nobody has": (
+        header(lambda told: told["classifier.bias"].update(dtype="F8_E4M3")),
+        "has the type F8",
+    ),
     "a later format": (lambda f: edit(f / hub_folder.SCREENING, format=99), "newer covid-xct"),
 }
 
@@ -206,5 +330,5 @@ def test_a_damaged_folder_is_refused_in_words(folder, name):
     damage, words = DAMAGES[name]
     damage(folder)
     with pytest.raises(FolderRefused, match=words) as refusal:
-        hub_folder.load(folder)
+        hub_folder.open_folder(folder).model  # noqa: B018 - builds the network
     assert "\n" not in str(refusal.value)

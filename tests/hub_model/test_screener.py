@@ -2,10 +2,16 @@
 
 import csv
 import io
+import itertools
 import json
+import multiprocessing
+import pickle
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +19,12 @@ import timm
 import torch
 from PIL import Image
 
-from hub_model import AutoScreener, Finding, FolderRefused, Screener, hub_folder
-from hub_model.guard import Guard, is_blank, view
-from hub_model.screener import decide
+from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder
+from hub_model.backends import View
+from hub_model.evidence import view
+from hub_model.guard import Guard, is_blank
+from hub_model.refused import Reason
+from hub_model.screener import chosen, decide
 from tests.hub_model.test_hub_folder import ARCHITECTURE, CFG
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
@@ -38,7 +47,7 @@ def guarded(tmp_path_factory, pictures):
     """A folder with a guard fitted on noise pictures."""
     torch.manual_seed(0)
     model = timm.create_model(ARCHITECTURE, num_classes=2).eval()
-    transform = hub_folder.transform_of({"pretrained_cfg": CFG | {"crop_pct": 1.0, "crop_mode": "squash"}})
+    transform = hub_folder.transform_of(hub_folder.make_config(ARCHITECTURE, {}, CFG, 1))
     with torch.inference_mode():
         features = view(model, torch.stack([transform(p) for p in pictures]))[2]
     z = (features - features.mean(0)) / features.std(0).clamp_min(1e-4)
@@ -69,8 +78,8 @@ def screener(guarded):
 def test_probability_is_the_networks(screener, pictures):
     finding = screener.screen(pictures[0])
     with torch.inference_mode():
-        expected = screener.model(screener.preprocess(pictures[0])[None]).softmax(1)[0, 1]
-    assert finding.probability == pytest.approx(float(expected), abs=1e-7)
+        expected = screener.model(torch.from_numpy(screener.preprocess(pictures[0]))[None]).softmax(1)[0, 1]
+    assert finding.probability == pytest.approx(float(expected), abs=1e-5)
     assert (finding.operating_point, finding.threshold, finding.modality) == ("sensitivity", 0.3, "xray")
     assert finding.heat_map is None and finding.image.mode == "L"
 
@@ -134,14 +143,14 @@ def test_unreadable_blank_and_foreign_pictures_are_refused_with_a_reason(screene
 
 def test_guard_scores_by_hand():
     """Two features; the basis is the first axis: distance |z1| / deviation, residual rms of the rest."""
-    guard = Guard(torch.zeros(2), torch.ones(2), torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]),
-                  torch.tensor([0.0, 1.0]), torch.tensor(0.0),
+    guard = Guard(np.zeros(2), np.ones(2), np.array([[1.0, 0.0]]), np.array([2.0]), np.array([0.0, 1.0]), np.array(0.0),
                   {"distance": 1.0, "residual": 4.0, "foreign": 2.0}, "ct")  # fmt: skip
-    scores = guard.scores(torch.tensor([[6.0, 4.0]]))
-    assert float(scores["distance"]) == 3.0
-    assert float(scores["residual"]) == pytest.approx(4 / 2**0.5)
-    assert float(scores["foreign"]) == pytest.approx(1 / (1 + np.exp(-4)))
-    assert float(guard.excess(torch.tensor([[6.0, 4.0]]))) == 3.0
+    scores = guard.scores(np.array([[6.0, 4.0]]))
+    assert float(scores["distance"][0]) == 3.0
+    assert float(scores["residual"][0]) == pytest.approx(4 / 2**0.5)
+    assert float(scores["foreign"][0]) == pytest.approx(1 / (1 + np.exp(-4)))
+    assert float(guard.out_of_distribution(np.array([[6.0, 4.0]]))[0]) == 3.0
+    assert guard.out_of_distribution(np.array([[np.nan, 0.0]]))[0] == np.inf
 
 
 def test_blank_is_flat_but_for_its_edge():
@@ -212,9 +221,204 @@ class TestAuto:
         noise = np.random.default_rng(0).integers(0, 256, (200, 200)).astype(np.uint8)
         assert both.screen(noise).decision == "refused"
 
-    def test_a_model_without_guard_cannot_take_part(self, tmp_path):
-        model = timm.create_model(ARCHITECTURE, num_classes=2)
-        path = hub_folder.save(tmp_path / "run", model, architecture=ARCHITECTURE, model_args={}, pretrained_cfg=CFG,
-                               screening={"modality": "ct", "operating_points": POINTS})  # fmt: skip
-        with pytest.raises(FolderRefused, match="no input guard"):
-            AutoScreener.from_pretrained(path).screen(np.arange(10_000, dtype=np.uint8).reshape(100, 100))
+    def test_many_give_what_one_by_one_gives(self, both):
+        sources = [*sorted(EXAMPLES.glob("*.png")), b"no picture", np.zeros((90, 90), np.uint8)]
+        together = list(both.screen_many(sources, heat_map=True, batch_size=3))
+        for alone, found in zip(map(both.screen, sources), together, strict=True):
+            assert (found.decision, found.modality, found.reasons) == (
+                alone.decision,
+                alone.modality,
+                alone.reasons,
+            )
+            assert found.probability == pytest.approx(alone.probability, abs=1e-6)
+            assert (found.heat_map is None) == (found.decision == "refused")
+
+
+def finding(modality="ct", decision="positive", score=0.5, reasons=()):
+    return Finding(decision, None, "a", 0.5, modality, reasons, score)
+
+
+def test_which_of_several_models_answers():
+    """Accepted by one: that one. By both: the nearer. By none: the reasons of all, but for 'wrong kind of file'."""
+    taken, foreign = finding("ct"), finding("xray", "refused", 3.0, (Reason("far off", "foreign"),))
+    assert chosen([foreign, taken]) == taken and chosen([foreign, taken]).also_fits == ()
+    nearer = finding("xray", "negative", 0.4)
+    assert chosen([taken, nearer]) == nearer and chosen([taken, nearer]).also_fits == ("ct",)
+    other = finding("xray", "refused", None, (Reason("says it is CT", "other_modality"),))
+    blank = finding("ct", "refused", None, (Reason("blank", "blank"),))
+    assert chosen([other, blank]) == blank
+    assert chosen([foreign, blank]).reasons == ("far off", "blank")
+    unguarded = finding("xray", "negative", None)
+    assert chosen([taken, unguarded]).decision == "refused" and chosen([taken, unguarded]).codes == (
+        "ambiguous",
+    )
+
+
+class TestMany:
+    """Batches: every finding as `screen` gives it, in order, with bounded memory, whatever comes."""
+
+    def test_as_one_by_one_and_in_order(self, screener, pictures):
+        sources = [*pictures, b"no picture", *pictures[::-1]]
+        found = list(screener.screen_many(sources, heat_map=True, batch_size=4, workers=3))
+        for one, source in zip(found, sources, strict=True):
+            alone = screener.screen(source, heat_map=True)
+            assert (one.decision, one.reasons) == (alone.decision, alone.reasons)
+            assert one.probability == pytest.approx(alone.probability, abs=1e-6)
+            if alone.heat_map is not None:
+                np.testing.assert_allclose(one.heat_map, alone.heat_map, atol=1e-5)
+
+    def test_functions_frames_and_failures(self, screener, pictures, caplog):
+        name = "/home/visitor/" + "ja" + "ne.png"
+
+        def broken():
+            raise RuntimeError(name)
+
+        sources = [lambda: pictures[0], Frame(pictures[1]), broken, 7, Frame(pictures[2], 5)]
+        found = list(screener.screen_many(sources))
+        assert [one.codes for one in found[2:]] == [("failed",), ("no_picture",), ("no_frame",)]
+        assert found[0].probability and found[1].probability
+        assert "RuntimeError" in caplog.text and "jane" not in caplog.text
+
+    def test_one_that_the_network_chokes_on_is_alone(self, screener, pictures, monkeypatch, caplog):
+        run = type(screener._network).run
+
+        def choking(self, pixels, *, heat_maps):
+            if (abs(pixels - screener.preprocess(pictures[1])) < 1e-6).all((1, 2, 3)).any():
+                raise MemoryError
+            return run(self, pixels, heat_maps=heat_maps)
+
+        monkeypatch.setattr(type(screener._network), "run", choking)
+        codes = [one.codes for one in screener.screen_many(pictures[:4])]
+        assert codes.count(("failed",)) == 1 and codes[1] == ("failed",)
+
+    def test_sources_are_read_as_they_are_needed(self, screener, pictures):
+        asked = []
+
+        def endless():
+            for number in itertools.count():
+                asked.append(number)
+                yield pictures[0]
+
+        found = screener.screen_many(endless(), batch_size=2, workers=2)
+        assert not asked
+        next(found)
+        assert len(asked) <= 2 * 2 + 2 + 2
+        found.close()
+
+    def test_wrong_arguments_are_said_at_once(self, screener):
+        with pytest.raises(ValueError, match="1 or more"):
+            screener.screen_many([], batch_size=0)
+        with pytest.raises(ValueError, match="this model has sensitivity"):
+            screener.screen_many([], "youden")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1])
+def test_no_decision_from_what_is_no_probability(value):
+    with pytest.raises(ValueError, match="number from 0 to 1"):
+        decide(value, {"threshold": 0.5})
+    with pytest.raises(ValueError, match="number from 0 to 1"):
+        decide(0.5, {"threshold": value})
+    with pytest.raises(ValueError, match="number from 0 to 1"):
+        decide(0.5, {"threshold": 0.5, "abstain": [0.1, value]})
+
+
+def test_a_network_that_gives_no_number_decides_nothing(screener, pictures, monkeypatch):
+    monkeypatch.setattr(screener, "_guard", None)
+    nothing = View(np.full((1, 2), np.nan, np.float32), np.zeros((1, 0, 0)), np.zeros((1, 4)))
+    monkeypatch.setattr(screener, "_network", SimpleNamespace(run=lambda pixels, heat_maps: nothing))
+    assert screener.screen(pictures[0]).codes == ("no_number",)
+
+
+class TestFindingShown:
+    def test_as_json(self, screener, pictures):
+        found = screener.screen(pictures[0], heat_map=True)
+        told = json.loads(found.to_json(heat_map=True))
+        assert told["probability"] == found.probability and told["decision"] == found.decision
+        np.testing.assert_allclose(told["heat_map"], found.heat_map, atol=1e-4)
+        assert "heat_map" not in found.to_dict()
+        assert json.loads(screener.screen(b"x").to_json(heat_map=True))["heat_map"] is None
+
+    def test_in_a_notebook(self, screener, pictures):
+        shown = screener.screen(pictures[0], heat_map=True)._repr_html_()
+        assert "data:image/png;base64," in shown
+        nasty = Finding(
+            "refused", None, "<script>", 0.5, "ct", ("<img src=x onerror=alert(1)>",)
+        )._repr_html_()
+        assert "<script>" not in nasty and "<img src=x" not in nasty
+
+
+def in_a_process(screener, picture, queue):
+    queue.put(screener.screen(picture).probability)
+
+
+class TestProcesses:
+    """A screener may be pickled, shared by threads, sent to a new process and carried through a fork."""
+
+    def test_a_pickle_holds_the_place_and_not_the_weights(self, screener, pictures):
+        stored = pickle.dumps(screener)
+        assert len(stored) < 1000
+        assert pickle.loads(stored).screen(pictures[0]) == screener.screen(pictures[0])
+
+    def test_a_pickle_of_other_weights_is_refused(self, guarded, tmp_path):
+        folder = shutil.copytree(guarded, tmp_path / "copy")
+        stored = pickle.dumps(Screener.from_pretrained(folder))
+        told = json.loads((folder / "screening.json").read_text())
+        (folder / "screening.json").write_text(json.dumps(told | {"weights_sha256": None}))
+        with pytest.raises(FolderRefused, match="other weights"):
+            pickle.loads(stored)
+
+    def test_threads(self, screener, pictures):
+        alone = [screener.screen(picture).probability for picture in pictures]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda picture: screener.screen(picture).probability, pictures))
+        assert together == pytest.approx(alone, abs=1e-6)
+
+    @pytest.mark.parametrize("how", ["fork", "spawn"])
+    def test_processes(self, screener, pictures, how):
+        expected = screener.screen(pictures[0]).probability
+        context = multiprocessing.get_context(how)
+        queue = context.Queue()
+        process = context.Process(target=in_a_process, args=(screener, pictures[0], queue))
+        process.start()
+        try:
+            assert queue.get(timeout=120) == pytest.approx(expected, abs=1e-6)
+        finally:
+            process.kill()
+
+
+class TestBackends:
+    def test_torch_gives_the_same(self, guarded, screener, pictures):
+        other = Screener.from_pretrained(guarded, backend="torch")
+        for picture in pictures:
+            ours, theirs = (one.screen(picture, heat_map=True) for one in (screener, other))
+            assert ours.decision == theirs.decision
+            assert ours.probability == pytest.approx(theirs.probability, abs=1e-5)
+            if ours.heat_map is not None:
+                np.testing.assert_allclose(ours.heat_map, theirs.heat_map, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("choice", "words"),
+        [
+            ({"backend": "tensorrt"}, "no backend 'tensorrt'; accepted are onnx, torch"),
+            ({"device": "tpu"}, "no device 'tpu'; it knows cpu, cuda"),
+            ({"device": "cuda:x"}, "no device 'cuda:x'"),
+            ({"backend": "torch", "device": "nonsense"}, "torch has no device 'nonsense' here"),
+        ],
+    )
+    def test_what_is_not_there_is_said(self, guarded, choice, words):
+        with pytest.raises(BackendRefused, match=words):
+            Screener.from_pretrained(guarded, **choice)
+
+    def test_a_folder_of_an_older_version_gets_its_graph_on_the_fly(self, guarded, pictures, tmp_path):
+        folder = shutil.copytree(guarded, tmp_path / "old")
+        (folder / "model.onnx").unlink()
+        with pytest.raises(FolderRefused, match=r"model\.onnx cannot be read"):
+            Screener.from_pretrained(folder)  # its screening.json says that there was one
+        told = json.loads((folder / "screening.json").read_text())
+        (folder / "screening.json").write_text(json.dumps(told | {"graph_sha256": None}))
+        found = Screener.from_pretrained(folder).screen(pictures[0])
+        assert found == Screener.from_pretrained(guarded).screen(pictures[0])
+
+    def test_a_revision_of_what_is_embedded_is_refused(self):
+        with pytest.raises(FolderRefused, match="'ct' is embedded in this package, in one version"):
+            Screener.from_pretrained("ct", revision="main")

@@ -44,7 +44,7 @@ def with_teachers(
         FolderRefused: a teacher cannot be opened, or names its classes otherwise.
         Refused: a teacher reads the other modality, or there is no picture in the unlabelled folder.
     """
-    teachers = [hub_folder.load(teacher) for teacher in settings.teacher]
+    teachers = [hub_folder.open_folder(teacher) for teacher in settings.teacher]
     for teacher in teachers:
         if teacher.modality != settings.modality:
             raise Refused(

@@ -40,7 +40,7 @@ def soup(
     """
     if out.exists():
         raise Refused(f"{out} exists. Give another --out.")
-    folders = [hub_folder.load(run) for run in runs]
+    folders = [hub_folder.open_folder(run) for run in runs]
     _check(folders)
     first = folders[0]
     validation = parts_of(first, data)["validation"]

@@ -82,7 +82,7 @@ def audit(
         FolderRefused: RUN has not been evaluated.
         WrongData: DATA is not what RUN was trained on, or a fold left out no source.
     """
-    folder = hub_folder.load(run)
+    folder = hub_folder.open_folder(run)
     evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
     parts = parts_of(folder, data)
     test = parts["test"]
@@ -181,7 +181,7 @@ def _unseen(path: Path, parts, modality: str, seed: int) -> dict:
     """
     import datasets
 
-    folder = hub_folder.load(path)
+    folder = hub_folder.open_folder(path)
     left_out = folder.screening.get("provenance", {}).get("without_source") or []
     if not left_out or folder.modality != modality:
         raise WrongData(f"{path} is no fold of this run: fit it on the same data with --without-source NAME.")

@@ -56,7 +56,7 @@ def compare(
 
 
 def _row(path: Path) -> dict:
-    folder = hub_folder.load(path)
+    folder = hub_folder.open_folder(path)
     evaluation = hub_folder.read_json(path / hub_folder.EVALUATION)
     test, points = evaluation["test"], evaluation["test"]["at"]
     name = f"{path.name} (LEAKS: random split)" if evaluation["data"].get("leaks") else path.name

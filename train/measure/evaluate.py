@@ -53,7 +53,7 @@ def evaluate(
         NotCalibrable: the validation part lacks a class.
         AlreadyScored: the test part was scored before and ``again`` is not set.
     """
-    folder = hub_folder.load(run)
+    folder = hub_folder.open_folder(run)
     before = _earlier(folder.path, again)
     split, parts = split_of(folder), parts_of(folder, data)
     marks = fingerprint(parts)
@@ -150,7 +150,7 @@ def _calibrate(
         guard=guard,
         half=half,
     )
-    return hub_folder.load(folder.path)
+    return hub_folder.open_folder(folder.path)
 
 
 def _thresholds(points: dict[str, dict]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from hub_model import heatmap, hub_folder
+from hub_model import evidence, hub_folder
 from hub_model.refused import Refused
 
 from .metrics import family_weights, record
@@ -59,7 +59,7 @@ def faithfulness(
         raise FaithfulnessRefused(
             f"{images} images in {steps} steps measure nothing; give at least 2 of each, as 100 and 16."
         )
-    folder = hub_folder.load(run)
+    folder = hub_folder.open_folder(run)
     part = parts_of(folder, data)["test"]
     rows = np.unique(np.linspace(0, len(part) - 1, min(images, len(part)), dtype=int))
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def curves_of(model: nn.Module, pixels: Tensor, steps: int, rng: np.random.Gener
     """
     with torch.inference_mode():
         answer = int(model(pixels).argmax(1))
-    heat = heatmap.heat_map(model, pixels, answer)
+    heat = evidence.heat_map(model, pixels, answer)
     chance = gaussian_filter(rng.standard_normal(heat.shape), GRAIN, mode="wrap")
     side = min(pixels.shape[-2:])
     blank = pixels.mean((2, 3), keepdim=True).expand_as(pixels)

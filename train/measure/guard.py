@@ -66,15 +66,18 @@ def fit_guard(
     }
     tensors["bias"] = bias
     return {**tensors, "basis": stored}, _limits(
-        Guard(**tensors, limits={}, modality=folder.modality), held_out
+        Guard(
+            **{name: tensor.numpy() for name, tensor in tensors.items()}, limits={}, modality=folder.modality
+        ),
+        held_out.numpy(),
     )
 
 
-def _limits(guard: Guard, held_out: torch.Tensor) -> dict[str, float]:
+def _limits(guard: Guard, held_out: np.ndarray) -> dict[str, float]:
     """Limits that refuse FALSE_REFUSALS of the held-out images, each score taking an equal part of it."""
     scores = guard.scores(held_out)
     level = 1 - FALSE_REFUSALS / len(scores)
-    limits = {name: float(torch.quantile(values, level)) for name, values in scores.items()}
+    limits = {name: float(np.quantile(values, level)) for name, values in scores.items()}
     return {
         "distance": limits["distance"] * SLACK,
         "residual": limits["residual"] * SLACK,
@@ -103,7 +106,7 @@ def measure_guard(folder: HubFolder, test, other, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed + 1)
     reals = [row["image"].convert("L") for row in test]
     _, features = run(folder, track(reals, "guard: test images", transient=True))
-    refused = (guard.excess(features) > 1).numpy()
+    refused = guard.out_of_distribution(features.numpy()) > 1
     families, sources = np.array(test["family"]), np.array(test["source"])
     kinds = foreign_pictures(reals, folder.modality, MEASURE_A_KIND, seed, teaching=False)
     if other is not None:
@@ -112,7 +115,7 @@ def measure_guard(folder: HubFolder, test, other, seed: int = 0) -> dict:
     for kind, made in kinds.items():
         pictures = list(made)
         _, features = run(folder, pictures)
-        hits = (guard.excess(features) > 1).numpy() | np.array([is_blank(p) for p in pictures])
+        hits = (guard.out_of_distribution(features.numpy()) > 1) | np.array([is_blank(p) for p in pictures])
         caught[kind] = _share("caught", hits, np.arange(len(hits)).astype(str))
     return {
         "false_refusals": _share("refused", refused, families),

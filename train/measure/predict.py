@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from hub_model import guard, hub_folder
+from hub_model import evidence, hub_folder
 
 BATCH = 32
 
@@ -59,7 +59,7 @@ def run(folder: hub_folder.HubFolder, images: Iterable[Image.Image]) -> tuple[np
     """Margins (n,) and guard features (n, D) of grey pictures."""
     margins, features = [], []
     for batch in batches(map(folder.transform, images)):
-        logits, _, view = guard.view(folder.model, torch.stack(batch))
+        logits, _, view = evidence.view(folder.model, torch.stack(batch))
         margins.append((logits[:, 1] - logits[:, 0]).double())
         features.append(view)
     return torch.cat(margins).numpy(), torch.cat(features)

@@ -22,7 +22,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hub_model import guard, heatmap, hub_folder
+from hub_model import evidence, hub_folder
 from hub_model.refused import Refused
 from hub_model.screener import decide
 
@@ -67,7 +67,7 @@ def export(
         WrongData: DATA is not what RUN was trained on, so that its validation part may hold other images.
         ExportRefused: A file disagrees with the network, or the validation part lacks a class.
     """
-    folder = hub_folder.load(run)
+    folder = hub_folder.open_folder(run)
     parts = parts_of(folder, data)
     labels = np.array(parts["validation"]["label"])
     if len(set(labels.tolist())) < 2:
@@ -128,8 +128,8 @@ def run_torch(model: nn.Module, pixels: Tensor) -> list[np.ndarray]:
     rows = []
     for batch in track(pixels.split(SMALL_BATCH), "running the network", transient=True):
         with torch.no_grad():
-            logits, last, features = guard.view(model, batch)
-            local = heatmap.evidence(last, heatmap.gradient(model, last), heatmap.log_odds(logits))
+            logits, last, features = evidence.view(model, batch)
+            local = evidence.local_evidence(last, evidence.gradient(model, last), evidence.log_odds(logits))
             rows.append([logits.numpy(), torch.sigmoid(local).numpy(), features.numpy()])
     return [np.concatenate(output) for output in zip(*rows, strict=True)]
 
@@ -192,14 +192,14 @@ class Scored(nn.Module):
         self.slope = head_gradient(model, pixels)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, last, features = guard.view(self.model, pixel_values)
+        logits, last, features = evidence.view(self.model, pixel_values)
         last = last.contiguous()
-        local = heatmap.evidence(last, self.slope(last), heatmap.log_odds(logits))
+        local = evidence.local_evidence(last, self.slope(last), evidence.log_odds(logits))
         return logits, torch.sigmoid(local), features
 
 
 def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
-    """`heatmap.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
+    """`evidence.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
 
     def convolution_backward(grad, _input, weight, _bias, stride, padding, dilation, *rest):
         groups = rest[2]  # after transposed and output_padding; only the gradient by the input is wanted
@@ -214,7 +214,7 @@ def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
     with torch.no_grad():
         features = model.forward_features(pixels).contiguous()
     trace = make_fx(
-        lambda features: heatmap.gradient(model, features),
+        lambda features: evidence.gradient(model, features),
         decomposition_table=operations,
         tracing_mode="symbolic",
         _allow_non_fake_inputs=True,

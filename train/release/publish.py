@@ -117,7 +117,9 @@ def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
     Raises:
         see `publish`.
     """
-    hub_folder.load(run)  # labels, shapes, finite weights, and that they are those of the operating points
+    hub_folder.open_folder(
+        run
+    )  # labels, shapes, finite weights, and that they are those of the operating points
     for name, text in cards.render(run).items():
         there = run / name
         if not there.is_file() or there.read_text("utf-8") != text:
@@ -160,7 +162,7 @@ def check_export(run: Path) -> None:
 def _screener(run: Path) -> Callable[[Image.Image], float]:
     import torch
 
-    folder = hub_folder.load(run)
+    folder = hub_folder.open_folder(run)
 
     def probability(image: Image.Image) -> float:
         with torch.inference_mode():

@@ -14,7 +14,8 @@ from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-import safetensors.torch
+import numpy as np
+import safetensors.numpy
 import typer
 import yaml
 
@@ -335,10 +336,12 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
         raise SpaceRefused(
             f"{model}: the page cannot use it for want of {what}. Export it with `python -m train export`."
         )
-    guard = hub_folder.load(model.folder).guard
+    guard = hub_folder.open_folder(model.folder).guard
     if guard is None:
         raise SpaceRefused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
-    guard = {name: tensor.float().contiguous() for name, tensor in guard.items()}  # JavaScript has no halves
+    guard = {
+        name: np.ascontiguousarray(array, np.float32) for name, array in guard.items()
+    }  # JavaScript has no halves
     at = hub_folder.read_json(model.folder / hub_folder.EVALUATION)["test"]["at"]
     tested = {name: {key: found[key] for key in ("sensitivity", "specificity")} for name, found in at.items()}
     # whatever is not needed to judge stays away from the page: provenance is in the card
@@ -349,7 +352,7 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
     return {
         "config.json": model.folder / hub_folder.CONFIG,
         "screening.json": json.dumps({**kept, "tested": tested}).encode(),
-        "guard.safetensors": safetensors.torch.save(guard),
+        "guard.safetensors": safetensors.numpy.save(guard),
         "model.onnx": graph,
     }
 

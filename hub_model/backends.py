@@ -1,0 +1,160 @@
+"""What runs the network: a table of backends, each from pixels to logits, heat map and guard features in numpy."""
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from .graph_check import check_graph
+from .layout import COVID, Tensors
+from .refused import Refused
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BackendRefused(Refused):
+    """A backend or device that is unknown, or that this machine does not have."""
+
+
+class View(NamedTuple):
+    """What the network saw of N pictures.
+
+    Attributes:
+        logits: (N, 2) float32, calibrated.
+        heat_maps: (N, h, w) float32 in 0..1; (N, 0, 0) where they were not asked for.
+        features: (N, D) float32, for the input guard.
+    """
+
+    logits: np.ndarray
+    heat_maps: np.ndarray
+    features: np.ndarray
+
+
+class Backend(Protocol):
+    """Runs one network; safe to share between threads."""
+
+    def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
+        """Look at pixels (N, 3, H, W), float32, as the preprocessing gives them."""
+
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""What ONNX Runtime calls a device."""
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the graph ``model.onnx`` and the weights it refers to.
+
+    Args:
+        graph: contents of ``model.onnx``.
+        weights: ``model.safetensors``; the runtime is handed these bytes and opens no file itself.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: of the processor for one batch; by default all cores.
+
+    Raises:
+        FolderRefused: the graph is not accepted (`graph_check`).
+        BackendRefused: no such device here.
+    """
+
+    def __init__(
+        self, graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        check_graph(graph, weights)
+        self._given = (graph, weights, device, threads)
+        self._session, self._process = self._started(), os.getpid()
+
+    def _started(self):
+        import onnxruntime
+
+        graph, weights, device, threads = self._given
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of constants that it could not fold ahead
+        options.intra_op_num_threads = threads or 0
+        # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        content = weights.content
+        options.add_external_initializers_from_files_in_memory(
+            ["model.safetensors"], [content], [len(content)]
+        )
+        session = onnxruntime.InferenceSession(graph, options, providers=[_provider(device)])
+        if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
+            raise BackendRefused(
+                f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
+                "version. Use device='cpu', or backend='torch' with torch for this device."
+            )
+        return session
+
+    def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
+        if os.getpid() != self._process:  # after a fork the threads of the session are not there
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # taking it down would wait for them
+            self._session, self._process = self._started(), os.getpid()
+        logits, heat, features = self._session.run(
+            ["logits", "heatmap", "features"], {"pixel_values": pixels}
+        )
+        return View(logits, heat if heat_maps else heat[:, :0, :0], features)
+
+
+def _provider(device: str) -> str | tuple[str, dict[str, str]]:
+    import onnxruntime
+
+    kind, _, number = device.partition(":")
+    if kind not in PROVIDERS or not (number == "" or (number.isascii() and number.isdigit())):
+        raise BackendRefused(
+            f"backend='onnx' has no device {device!r}; it knows {', '.join(PROVIDERS)} (cuda:1 is the second GPU). "
+            "backend='torch' takes every device of torch."
+        )
+    if PROVIDERS[kind] not in onnxruntime.get_available_providers():
+        raise BackendRefused(
+            f"The ONNX Runtime installed here has no support for {device!r}. Install onnxruntime-gpu in place of "
+            "onnxruntime, or use backend='torch'."
+        )
+    return (PROVIDERS[kind], {"device_id": number}) if number else PROVIDERS[kind]
+
+
+class TorchNetwork:
+    """torch on the timm network.
+
+    Args:
+        model: the network, in evaluation mode.
+        device: any device of torch.
+
+    Raises:
+        BackendRefused: no such device here.
+    """
+
+    def __init__(self, model: "torch.nn.Module", device: str = "cpu") -> None:
+        import torch
+
+        from . import evidence
+
+        self._torch, self._evidence = torch, evidence
+        try:
+            self.model = model.to(torch.empty(0, device=device).device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendRefused(
+                f"torch has no device {device!r} here ({reason}). Use device='cpu', or install torch for that device."
+            ) from error
+        self._process = os.getpid()
+
+    def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
+        torch, evidence = self._torch, self._evidence
+        if (
+            os.getpid() != self._process
+        ):  # after a fork OpenMP's threads are not there, and it would wait for them
+            torch.set_num_threads(1)
+            self._process = os.getpid()
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            logits, last, features = evidence.view(self.model, torch.from_numpy(pixels).to(device))
+            heat = logits.new_empty(len(logits), 0, 0)
+            if heat_maps:
+                slope = evidence.gradient(self.model, last, COVID)
+                local = evidence.local_evidence(last, slope, evidence.log_odds(logits, COVID))
+                heat = torch.sigmoid(local)
+            return View(*(tensor.float().cpu().numpy() for tensor in (logits, heat, features)))
+
+
+BACKENDS = {"onnx": OnnxRuntime, "torch": TorchNetwork}
+"""By the name a user gives."""

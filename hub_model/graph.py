@@ -1,0 +1,222 @@
+"""Write the network as an ONNX graph over the weights that lie in ``model.safetensors``; nothing else of it is stored.
+
+The graph maps ``pixel_values`` (N, 3, H, W), as the one preprocessing gives them, to ``logits`` (N, 2),
+``heatmap`` (N, h, w) in 0..1 and ``features`` (N, D), which the input guard judges. Its weights are ONNX external
+data: name, offset and length of each tensor in the safetensors file. Halves are cast to single precision in the
+graph, so that it computes as every other loader does. Exported without optimisation: that would fold norms into
+convolutions, and the tensors would no longer be those of the file.
+"""
+
+import json
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from . import evidence, network
+from .backends import OnnxRuntime, TorchNetwork, View
+from .layout import COVID, WEIGHTS, FolderRefused, Tensors
+
+OPSET = 20
+OUTPUTS = ("logits", "heatmap", "features")
+MAX_DIFFERENCE = {"logits": 1e-4, "heatmap": 1e-4, "features": 1e-4}
+"""From torch, relative to 1 or the size of the number, whichever is larger."""
+TYPES = {"F16": onnx.TensorProto.FLOAT16, "F32": onnx.TensorProto.FLOAT, "F64": onnx.TensorProto.DOUBLE,
+         "I64": onnx.TensorProto.INT64}  # fmt: skip
+INLINE = 1 << 16  # elements of a tensor that is not among the weights, such as positions; more is a mistake
+
+_graphs: dict[str, tuple[onnx.ModelProto, dict[str, str | None]]] = {}
+"""What `_exported` gave in this process. It holds no weights, so it serves every run of the same network."""
+
+
+def write_graph(config: dict, weights: Tensors, place: object = "config") -> bytes:
+    """The graph of the network that ``config`` names, over the tensors of a safetensors file.
+
+    Args:
+        config: ``config.json``.
+        weights: ``model.safetensors``, as `layout.read_tensors` gives it.
+        place: named in refusals.
+
+    Raises:
+        FolderRefused: the weights do not fit the network, it has no feature map, or its graph gives other answers
+            than torch.
+    """
+    model = network.load(config, weights, place)
+    size = config["pretrained_cfg"]["input_size"]
+    key = json.dumps([config["architecture"], config.get("model_args"), size], sort_keys=True)
+    pixels = _pictures(3, size)
+    if key not in _graphs:
+        _graphs[key] = _exported(model, torch.from_numpy(pixels[:2]), place)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(_graphs[key][0])
+    _refer(proto.graph, _graphs[key][1], weights)
+    graph = proto.SerializeToString()
+    check_answers(OnnxRuntime(graph, weights), TorchNetwork(model), pixels, place)
+    return graph
+
+
+def check_answers(
+    ours: OnnxRuntime, truth: TorchNetwork, pixels: np.ndarray, place: object
+) -> dict[str, float]:
+    """Largest differences of two backends on the same pixels (N, 3, H, W), by output.
+
+    Raises:
+        FolderRefused: one is above its MAX_DIFFERENCE.
+    """
+    expected = truth.run(pixels, heat_maps=True)
+    batches = (
+        ours.run(some, heat_maps=True) for some in (pixels[:1], pixels[1:])
+    )  # of one picture, and of several
+    found = View(*map(np.concatenate, zip(*batches, strict=True)))
+    differences = {
+        name: float((np.abs(a - b) / np.maximum(1, np.abs(b))).max()) if a.shape == b.shape else np.inf
+        for name, a, b in zip(OUTPUTS, found, expected, strict=True)
+    }
+    if not all(differences[name] <= limit for name, limit in MAX_DIFFERENCE.items()):  # so is NaN refused
+        told = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+        raise FolderRefused(
+            f"{place}: the ONNX graph of this network differs from torch by {told}; accepted is at most "
+            f"{max(MAX_DIFFERENCE.values()):g}. Nothing was written. Please report this with the versions of torch "
+            "and onnxruntime."
+        )
+    return differences
+
+
+def _pictures(count: int, size: list[int]) -> np.ndarray:
+    """Pixels to compare answers on: noise and slopes, the same every time."""
+    random = np.random.default_rng(0)
+    slope = np.linspace(-1, 1, size[2], dtype=np.float32)
+    return (random.standard_normal((count, *size)).astype(np.float32) + slope) / 2
+
+
+class Scored(nn.Module):
+    """A network with its heat map and guard features, in operations that ONNX has.
+
+    Args:
+        model: A timm network with two logits, in evaluation mode.
+        pixels: (2, 3, H, W), any pictures, to trace the head's gradient with.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.slope = head_gradient(model, pixels)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, last, features = evidence.view(self.model, pixel_values)
+        last = last.contiguous()
+        local = evidence.local_evidence(last, self.slope(last), evidence.log_odds(logits, COVID))
+        return logits, torch.sigmoid(local), features
+
+
+def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
+    """`evidence.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
+
+    def convolution_backward(grad, _input, weight, _bias, stride, padding, dilation, *rest):
+        groups = rest[2]  # after transposed and output_padding; only the gradient by the input is wanted
+        return (
+            nn.functional.conv_transpose2d(grad, weight, None, stride, padding, 0, groups, dilation),
+            None,
+            None,
+        )
+
+    operations = torch.export.default_decompositions().materialize()
+    operations[torch.ops.aten.convolution_backward.default] = convolution_backward
+    with torch.no_grad():
+        features = model.forward_features(pixels).contiguous()
+    trace = make_fx(
+        lambda features: evidence.gradient(model, features, COVID),
+        decomposition_table=operations,
+        tracing_mode="symbolic",
+        _allow_non_fake_inputs=True,
+    )
+    return trace(features)
+
+
+def _exported(
+    model: nn.Module, pixels: Tensor, place: object
+) -> tuple[onnx.ModelProto, dict[str, str | None]]:
+    """The graph without the values of weights, and by which name of the file each of its tensors goes."""
+    with torch.no_grad():
+        if model.forward_features(pixels[:1]).ndim != 4:
+            raise FolderRefused(
+                f"{place}: the network has no feature map (N, C, h, w). Choose a convolutional one."
+            )
+    scored = Scored(model, pixels).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own deprecations
+        program = torch.onnx.export(
+            scored,
+            (pixels,),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    # the head's gradient reads the head's weights under names of its own
+    names = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
+    stored = {name: names.get(tensor.data_ptr()) for name, tensor in scored.state_dict().items()}
+    proto = program.model_proto
+    _strip(proto)
+    for tensor in proto.graph.initializer:
+        if stored.get(tensor.name):
+            tensor.ClearField("raw_data")
+        elif int(np.prod(tensor.dims)) > INLINE:
+            raise FolderRefused(
+                f"{place}: {tensor.name} of the graph is not among the weights. Please report it."
+            )
+    return proto, stored
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Take out what the exporter tells of this machine: the stack traces name folders."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    for messages in (
+        [proto.graph],
+        proto.graph.node,
+        proto.graph.input,
+        proto.graph.output,
+        proto.graph.initializer,
+    ):
+        for message in messages:
+            message.ClearField("metadata_props")
+            message.ClearField("doc_string")
+    del proto.graph.value_info[:]
+
+
+def _refer(graph: onnx.GraphProto, stored: dict[str, str | None], weights: Tensors) -> None:
+    """Say of each weight where it lies in the file; halves are cast ahead of everything else."""
+    casts, kept, referred, renamed = [], [], {}, {}
+    for tensor in graph.initializer:
+        name = stored.get(tensor.name)
+        if not name:
+            kept.append(tensor)
+            continue
+        renamed[tensor.name], told = name, weights.header[name]
+        if name in referred:
+            continue
+        half = told.kind == "F16"
+        reference = onnx.TensorProto(
+            name=f"{name}:half" if half else name,
+            dims=told.shape,
+            data_type=TYPES[told.kind],
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", WEIGHTS), ("offset", told.start), ("length", told.stop - told.start)):
+            reference.external_data.add(key=key, value=str(value))
+        referred[name] = reference
+        if half:
+            casts.append(onnx.helper.make_node("Cast", [reference.name], [name], to=onnx.TensorProto.FLOAT))
+    for node in graph.node:
+        node.input[:] = [renamed.get(given, given) for given in node.input]
+    nodes = [*casts, *graph.node]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*referred.values(), *kept])
