@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hub_model import Screener, hub_folder
+from hub_model.refused import Refused
 from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.fit.recipes import RECIPES, Recipe
 from train.measure.audit import audit, borders_only, centre_only, coarse_only
@@ -17,7 +18,7 @@ from train.measure.compare import NothingToCompare, compare
 from train.measure.evaluate import AlreadyScored, evaluate
 from train.measure.foreign import KINDS, foreign_pictures, kinds_for
 from train.measure.provenance import WrongData
-from train.release.card import CardRefused, card
+from train.release.card import card
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_without_a_guard_the_figures_are_the_same_and_no_card_is_written(evaluat
     guarded = json.loads((evaluated / "evaluation.json").read_text())
     assert found["test"] == guarded["test"] and found["validation"] == guarded["validation"]
     assert "guard" not in found and not (out / hub_folder.GUARD).exists()
-    with pytest.raises(CardRefused, match="no input guard"):
+    with pytest.raises(Refused, match="no input guard"):
         card(out)
 
 

@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 
 from hub_model.hub_folder import embedded
+from hub_model.refused import Refused
 from tests.made_run import make_run
-from train.release import card
+from train.release import card, origins, wording
 
 ROOT = card.TEMPLATE.parent
 
@@ -124,20 +125,20 @@ def test_the_prose_holds_no_figure():
 def test_a_missing_figure_stops_the_rendering(run, hole):
     before = (run / "README.md").read_text()
     edit(run / "evaluation.json", hole)
-    with pytest.raises(card.CardRefused, match="lacks"):
+    with pytest.raises(Refused, match="lacks"):
         card.card(run)
     assert (run / "README.md").read_text() == before
 
 
 def test_figures_of_other_weights_are_not_written(run):
     edit(run / "evaluation.json", lambda e: e.update(weights_sha256="0" * 64))
-    with pytest.raises(card.CardRefused, match="other weights"):
+    with pytest.raises(Refused, match="other weights"):
         card.card(run)
 
 
 def test_a_run_nobody_evaluated(run):
     (run / "evaluation.json").unlink()
-    with pytest.raises(card.CardRefused, match="python -m train evaluate"):
+    with pytest.raises(Refused, match="python -m train evaluate"):
         card.card(run)
 
 
@@ -220,8 +221,8 @@ def test_a_model_above_chance_within_a_collection_is_not_run_down(run):
 
 
 def test_pictures_missing_from_a_published_split_are_counted(run, monkeypatch):
-    described = card.Collection("t", "l", "k", published={"train": 120, "validation": 120, "test": 123})
-    monkeypatch.setitem(card.COLLECTIONS, "phantom", described)
+    described = origins.Collection("t", "l", "k", published={"train": 120, "validation": 120, "test": 123})
+    monkeypatch.setitem(origins.COLLECTIONS, "phantom", described)
     edit(run / "evaluation.json", lambda e: e["data"].update(split="official"))
     assert "120 of the 123 pictures of its test part;" in card.render(run)["README.md"]
     edit(run / "evaluation.json", lambda e: e["data"].update(split="family"))
@@ -261,7 +262,7 @@ def test_a_leaking_split_is_said_first(run):
 def test_a_collection_nobody_described(run):
     share = evaluation(run)["guard"]["false_refusals"]
     edit(run / "evaluation.json", lambda e: e["guard"]["false_refusals_by_source"].update(clinic=share))
-    with pytest.raises(card.CardRefused, match=r"clinic.*collections\.json"):
+    with pytest.raises(Refused, match=r"clinic.*collections\.json"):
         card.render(run)
     row = {"title": "Films of our clinic", "licence": "ours", "leak": "one scanner"}
     (run / "collections.json").write_text(json.dumps({"clinic": row}))
@@ -294,7 +295,7 @@ def test_the_data_set_stays_named_when_the_card_is_written_again(run):
 
 
 def test_a_figure_that_is_not_defined_is_said_to_be_so():
-    assert card.figure({"value": None, "low": None, "high": None, "n": 4}) == "not defined (n = 4)"
+    assert wording.figure({"value": None, "low": None, "high": None, "n": 4}) == "not defined (n = 4)"
 
 
 def test_none_and_all_have_an_interval_although_resampling_gives_none():
@@ -303,12 +304,12 @@ def test_none_and_all_have_an_interval_although_resampling_gives_none():
 
     for hits, n in ((0, 92), (60, 60)):
         exact = binomtest(hits, n).proportion_ci(method="exact")
-        found = card.bounded({"value": hits / n, "low": hits / n, "high": hits / n, "n": n}, n)
+        found = wording.bounded({"value": hits / n, "low": hits / n, "high": hits / n, "n": n}, n)
         assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
     measured = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 60}
-    assert card.bounded(measured, 60) == measured
+    assert wording.bounded(measured, 60) == measured
     assert (
-        card.percent({"value": 1.0, "low": 0.94, "high": 1.0, "n": 60})
+        wording.percent({"value": 1.0, "low": 0.94, "high": 1.0, "n": 60})
         == "100.0 % (94.0 % to 100.0 %; n = 60)"
     )
 
@@ -330,7 +331,11 @@ def test_predictive_values_follow_bayes():
 
 
 def test_a_time_is_said_in_its_unit():
-    assert [card.duration(hours) for hours in (3.25, 0.5, 0.01)] == ["3.2 hours", "30 minutes", "36 seconds"]
+    assert [wording.duration(hours) for hours in (3.25, 0.5, 0.01)] == [
+        "3.2 hours",
+        "30 minutes",
+        "36 seconds",
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(embedded()))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from hub_model import FolderRefused, Screener, hub_folder
+from hub_model.refused import Failed, Refused
 from tests.hub_standin import READER, hub  # noqa: F401
 from tests.made_run import make_run, pictures
 from train import __main__
 from train.data.sources import DataRefused
-from train.release import card, publish
+from train.release import card, origins, publish
 from train.release import hub as upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -187,7 +188,7 @@ def test_branches_and_tags(hub, finished):  # noqa: F811
     repo = hub.repos["models", "org/ct"]
     assert set(repo.branches) == {"main", "next"}
     assert repo.tags["v1"] == repo.branches["main"]
-    with pytest.raises(upload.PublishRefused, match="tag v1 already"):
+    with pytest.raises(Refused, match="tag v1 already"):
         publish.publish(finished, "org/ct", tag="v1")
 
 
@@ -267,7 +268,7 @@ SPOILT = {
 def test_a_spoilt_run_stays_here(hub, run, what):  # noqa: F811
     spoil, said = SPOILT[what]
     spoil(run)
-    with pytest.raises((upload.PublishRefused, card.CardRefused, FolderRefused), match=said):
+    with pytest.raises(Refused, match=said):
         publish.publish(run, "org/ct")
     assert not hub.repos and not hub.log
 
@@ -276,7 +277,7 @@ def test_a_run_that_a_loader_does_not_open_stays_here(every_loader, hub, run):  
     (run / "onnx").mkdir()
     (run / "onnx" / "model.onnx").write_bytes(b"no graph")
     card.card(run)
-    with pytest.raises(upload.PublishRefused, match="ONNX Runtime does not open"):
+    with pytest.raises(Refused, match="ONNX Runtime does not open"):
         publish.publish(run, "org/ct")
     assert not hub.repos
 
@@ -285,15 +286,15 @@ def test_a_loader_that_answers_otherwise_is_found_out(every_loader, finished, mo
     monkeypatch.setattr(
         publish, "LOADERS", {**publish.LOADERS, "transformers": lambda run: lambda image: 0.5}
     )
-    with pytest.raises(upload.PublishRefused, match=r"transformers opens .* other probabilities"):
+    with pytest.raises(Refused, match=r"transformers opens .* other probabilities"):
         publish.check_loaders(finished)
 
 
 def test_patients_are_not_shown_to_everybody(hub, run, monkeypatch):  # noqa: F811
-    closed = card.Collection("secret films", "not stated", "none")
-    monkeypatch.setitem(card.COLLECTIONS, "phantom", closed)
+    closed = origins.Collection("secret films", "not stated", "none")
+    monkeypatch.setitem(origins.COLLECTIONS, "phantom", closed)
     card.card(run)
-    with pytest.raises(upload.PublishRefused, match=r"worst_errors.png shows pictures of phantom"):
+    with pytest.raises(Refused, match=r"worst_errors.png shows pictures of phantom"):
         publish.publish(run, "org/ct", private=False)
     assert not hub.repos
     publish.publish(run, "org/hidden", private=True)
@@ -318,7 +319,7 @@ def test_who_may_not_write_is_told_so(hub, finished, monkeypatch, token, repo_id
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
-    with pytest.raises(upload.PublishRefused, match=said):
+    with pytest.raises(Refused, match=said):
         publish.publish(finished, repo_id)
     assert not hub.repos
 
@@ -329,7 +330,7 @@ def test_other_content_is_not_overwritten_unless_asked(hub, finished):  # noqa: 
     api = HfApi()
     api.create_repo("org/ct")
     api.upload_file(path_or_fileobj=b"thesis", path_in_repo="thesis.tex", repo_id="org/ct")
-    with pytest.raises(upload.PublishRefused, match=r"other content .*thesis.tex"):
+    with pytest.raises(Refused, match=r"other content .*thesis.tex"):
         publish.publish(finished, "org/ct", private=False)
     assert "config.json" not in head(hub).files
     publish.publish(finished, "org/ct", private=False, replace=True)
@@ -338,7 +339,7 @@ def test_other_content_is_not_overwritten_unless_asked(hub, finished):  # noqa: 
 
 def test_what_was_to_be_private_does_not_go_to_a_public_place(hub, finished):  # noqa: F811
     publish.publish(finished, "org/ct", private=False)
-    with pytest.raises(upload.PublishRefused, match="is public, and this was to be private"):
+    with pytest.raises(Refused, match="is public, and this was to be private"):
         publish.publish(finished, "org/ct", tag="v1")
     assert not hub.repos["models", "org/ct"].tags
 
@@ -348,7 +349,7 @@ def test_another_layout_is_not_overwritten(hub, finished):  # noqa: F811
 
     HfApi().create_repo("org/ct")
     HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="org/ct")
-    with pytest.raises(upload.PublishRefused, match="another layout"):
+    with pytest.raises(Refused, match="another layout"):
         publish.publish(finished, "org/ct")
 
 
@@ -356,7 +357,7 @@ def test_a_model_of_the_other_modality_is_not_overwritten(hub, finished, tmp_pat
     publish.publish(finished, "org/ct")
     other = make_run(tmp_path / "xray", modality="xray")
     card.card(other)
-    with pytest.raises(upload.PublishRefused, match="not about chest-x-ray"):
+    with pytest.raises(Refused, match="not about chest-x-ray"):
         publish.publish(other, "org/ct")
 
 
@@ -379,7 +380,7 @@ def test_a_line_that_stays_dead_announces_nothing(hub, finished, capsys):  # noq
     hub.break_next("/commit/", times=99)
     (finished / "collections.json").write_text("{}")
     try:
-        with pytest.raises(upload.PublishFailed, match="No commit was made"):
+        with pytest.raises(Failed, match="No commit was made"):
             publish.publish(finished, "org/ct", tag="v2")
     finally:
         (finished / "collections.json").unlink()
@@ -395,21 +396,21 @@ def test_a_line_lost_while_a_large_file_is_sent(hub, finished, times, capsys):  
         publish.publish(finished, "org/ct")
         assert "model.safetensors" in head(hub).files
         return
-    with pytest.raises(upload.PublishFailed, match="No commit was made"):
+    with pytest.raises(Failed, match="No commit was made"):
         publish.publish(finished, "org/ct")
     assert set(head(hub).files) == {".gitattributes"} and "files are at" not in capsys.readouterr().out
 
 
 def test_a_tag_that_fails_is_not_announced(hub, finished, capsys):  # noqa: F811
     hub.break_next("/tag/", times=999)
-    with pytest.raises(upload.PublishFailed, match=r"but the tag v1 could not be made.*hf repos tag create"):
+    with pytest.raises(Failed, match=r"but the tag v1 could not be made.*hf repos tag create"):
         publish.publish(finished, "org/ct", tag="v1")
     assert "model.safetensors" in head(hub).files and "files are at" not in capsys.readouterr().out
 
 
 def test_no_network_at_all(hub, finished, monkeypatch):  # noqa: F811
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(upload.PublishFailed, match="cannot be reached"):
+    with pytest.raises(Failed, match="cannot be reached"):
         publish.publish(finished, "org/ct")
 
 
@@ -430,7 +431,7 @@ def test_somebody_else_commits_meanwhile(hub, finished, monkeypatch):  # noqa: F
 
     monkeypatch.setattr(upload.Target, "_make_room", and_somebody_writes)
     try:
-        with pytest.raises(upload.PublishRefused, match="somebody else has changed"):
+        with pytest.raises(Refused, match="somebody else has changed"):
             publish.publish(finished, "org/ct")
     finally:
         (finished / "collections.json").unlink()
@@ -449,9 +450,9 @@ def test_a_data_set_card_says_where_pictures_come_from(hub, prepared):  # noqa: 
 
 
 def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypatch):  # noqa: F811
-    closed = card.Collection("secret films", "not stated", "none")
-    monkeypatch.setitem(card.COLLECTIONS, "phantom", closed)
-    with pytest.raises(upload.PublishRefused, match="may not be passed on"):
+    closed = origins.Collection("secret films", "not stated", "none")
+    monkeypatch.setitem(origins.COLLECTIONS, "phantom", closed)
+    with pytest.raises(Refused, match="may not be passed on"):
         publish.publish_data(prepared, "org/data", private=False)
     assert not hub.repos
     publish.publish_data(prepared, "org/data", private=True)
@@ -459,7 +460,7 @@ def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypa
 
 
 def test_a_folder_nobody_prepared(hub, finished):  # noqa: F811
-    with pytest.raises(upload.PublishRefused, match="prepare"):
+    with pytest.raises(Refused, match="prepare"):
         publish.publish_data(finished, "org/data")
 
 
@@ -542,7 +543,8 @@ def test_the_command_says_why_and_exits_1(hub, run, monkeypatch, capsys, what): 
         __main__.main()
     assert left.value.code == 1
     told = capsys.readouterr()
-    assert re.search(rf"^Refused\. .*{re.escape(said)}", told.err, re.MULTILINE)
+    word = "Failed" if what == "network lost" else "Refused"
+    assert re.search(rf"^{word}\. .*{re.escape(said)}", told.err, re.MULTILINE)
     assert "Traceback" not in told.err
     assert "files are at" not in told.out or what == "no such revision"
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from hub_model import FolderRefused
+from hub_model.refused import Refused
 from tests.hub_standin import hub  # noqa: F401
 from tests.made_run import add_onnx, make_run
 from tests.static_page import NEEDED, runtime
 from train.release import card, publish, space
-from train.release import hub as upload
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -135,7 +135,7 @@ def test_a_space_of_somebody_else_is_left_alone(published, hub, tmp_path):  # no
     HfApi().upload_file(
         path_or_fileobj=b"x", path_in_repo="weights/cat.bin", repo_id="org/page", repo_type="space"
     )
-    with pytest.raises(upload.PublishRefused, match="other content"):
+    with pytest.raises(Refused, match="other content"):
         space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
     assert len(hub.repos["spaces", "org/page"].commits) == 2
 
@@ -146,7 +146,7 @@ def test_a_page_that_looks_like_ours_is_not_taken_for_ours(published, hub, tmp_p
 
     HfApi().create_repo("org/page", repo_type="space", space_sdk="gradio", private=True)
     HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=file, repo_id="org/page", repo_type="space")
-    with pytest.raises(upload.PublishRefused, match=r"another layout, without start.py or space.json"):
+    with pytest.raises(Refused, match=r"another layout, without start.py or space.json"):
         space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
     assert set(hub.repos["spaces", "org/page"].at("main").files) == {".gitattributes", file}
     space.space("org/page", ["org/ct@v1"], out=tmp_path / "page", replace=True)
@@ -160,13 +160,15 @@ def test_what_somebody_added_to_our_page_is_not_deleted_unasked(published, hub, 
     HfApi().upload_file(
         path_or_fileobj=b"x", path_in_repo="notes.txt.bak", repo_id="org/page", repo_type="space"
     )
-    with pytest.raises(upload.PublishRefused, match=r"other content \(notes.txt.bak\)"):
+    with pytest.raises(Refused, match=r"other content \(notes.txt.bak\)"):
         space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
 
 
 def test_a_file_that_names_this_machine_does_not_go_out(published, hub, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(space, "START", f"# {space.ROOT}/demo\n" + space.START)
-    with pytest.raises(upload.PublishRefused, match=r"start.py names a folder of this machine"):
+    own = tmp_path / "start.py"
+    own.write_text(f"# {space.ROOT}/demo\n" + space.START.read_text())
+    monkeypatch.setattr(space, "START", own)
+    with pytest.raises(Refused, match=r"start.py names a folder of this machine"):
         space.space("org/page", ["org/ct@v1"], out=tmp_path / "page")
     assert ("spaces", "org/page") not in hub.repos
 
@@ -176,7 +178,7 @@ def test_a_file_that_names_this_machine_does_not_go_out(published, hub, tmp_path
     [
         (["org/ct@v9"], FolderRefused, "v9"),
         (["org/nothing"], FolderRefused, "org/nothing"),
-        (["org/ct@v1", "org/ct@main"], space.SpaceRefused, "Two models read ct"),
+        (["org/ct@v1", "org/ct@main"], Refused, "Two models read ct"),
         (["ct model"], FolderRefused, "ct model"),
     ],
 )
@@ -187,5 +189,5 @@ def test_models_that_a_page_cannot_have(published, tmp_path, models, kind, said)
 
 
 def test_a_folder_of_this_machine_is_no_model_for_a_server(hub, finished, tmp_path):  # noqa: F811
-    with pytest.raises(space.SpaceRefused, match="Publish it first"):
+    with pytest.raises(Refused, match="Publish it first"):
         space.space("org/page", [str(finished)], out=tmp_path / "page", dry_run=True)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hub_model import Screener
+from hub_model.refused import Refused
 from tests import static_page
 from tests.made_run import add_onnx, make_run, pictures
 from train.release import space
@@ -241,20 +242,20 @@ def test_what_the_folder_holds(page_folder):
 
 def test_a_model_without_onnx_is_refused(run, tmp_path):
     bare = make_run(tmp_path / "bare")
-    with pytest.raises(space.SpaceRefused, match="python -m train export"):
+    with pytest.raises(Refused, match="python -m train export"):
         space._browser_files(space.pin(str(bare), local=True))
 
 
 def test_another_runtime_is_refused(tmp_path):
     (tmp_path / "package.json").write_text('{"version": "0.0.1"}')
-    with pytest.raises(space.SpaceRefused, match="npm install"):
+    with pytest.raises(Refused, match="npm install"):
         space._runtime(tmp_path)
-    with pytest.raises(space.SpaceRefused, match="No onnxruntime-web"):
+    with pytest.raises(Refused, match="No onnxruntime-web"):
         space._runtime(tmp_path / "nowhere")
 
 
 def test_files_of_others_are_not_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(space.SpaceRefused, match="other files"):
+    with pytest.raises(Refused, match="other files"):
         space._write(tmp_path, {"index.html": b""})
     assert (tmp_path / "thesis.tex").read_text() == "mine"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from hub_model.refused import Refused
+from hub_model.refused import Failed, Refused
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -33,14 +33,6 @@ LOCAL_PATH = re.compile(
 """Traces of the machine that made a file, as stack traces in an ONNX graph leave them."""
 
 Content = Path | bytes
-
-
-class PublishRefused(Refused):
-    """Something that must not be uploaded, or must not be uploaded there."""
-
-
-class PublishFailed(Refused):
-    """The upload did not come through; the message says what is on the Hub."""
 
 
 class _Lost(Exception):
@@ -63,14 +55,14 @@ def check_traces(files: dict[str, Content], *own: Path) -> None:
     which name those of their makers, aside).
 
     Raises:
-        PublishRefused: one does.
+        Refused: one does.
     """
     here = [re.escape(str(path.resolve())).encode() for path in own if len(path.resolve().parts) > 2]
     pattern = re.compile(b"|".join([*here, LOCAL_PATH.pattern]))
     for name, content in files.items():
         found = pattern.search(read(content))
         if found and not name.endswith((".parquet", ".wasm")):
-            raise PublishRefused(
+            raise Refused(
                 f"{name} names a folder of this machine ({found[0][:60].decode(errors='replace')} ...). "
                 "Write it again without; nothing was uploaded."
             )
@@ -137,14 +129,14 @@ class Target:
             The address of the commit.
 
         Raises:
-            PublishRefused: no token, no right, other content, a tag that exists, a public place for what was
+            Refused: no token, no right, other content, a tag that exists, a public place for what was
                 to be private.
-            PublishFailed: the network gave up, or the Hub holds something else than was sent.
+            Failed: the network gave up, or the Hub holds something else than was sent.
         """
         from huggingface_hub import HfApi, get_token
 
         if get_token() is None:
-            raise PublishRefused(
+            raise Refused(
                 "There is no Hub token on this machine. Log in with `hf auth login`, or set HF_TOKEN to a "
                 "token that may write."
             )
@@ -152,12 +144,12 @@ class Target:
         there = self._call(lambda: self._look(api))
         gone = self._removable(there, files)
         if there.exists and self.private and not there.private:
-            raise PublishRefused(
+            raise Refused(
                 f"{self.repo_id} is public, and this was to be private. Make the repository private in its "
                 "settings, choose another name, or say --public."
             )
         if self.tag and there.exists and self.tag in self._call(lambda: self._tags(api)):
-            raise PublishRefused(
+            raise Refused(
                 f"{self.repo_id} has a tag {self.tag} already. Choose another; tags are there to stay."
             )
         self._call(lambda: self._make_room(api, there))
@@ -204,7 +196,7 @@ class Target:
             elif self.subject and self.subject not in there.tags:
                 foreign.insert(0, f"a model that is not about {self.subject}")
         if foreign and not self.replace:
-            raise PublishRefused(
+            raise Refused(
                 f"{self.repo_id} holds other content "
                 f"({', '.join(foreign[:4])}{' ...' if len(foreign) > 4 else ''}). Choose another name, or "
                 "say --replace to delete it."
@@ -227,7 +219,7 @@ class Target:
                         return arrived
                 oid = self._once(lambda: self._send(api, files, gone, title, head))
                 if self._once(lambda: self._arrived(api, files)) is None:
-                    raise PublishFailed(
+                    raise Failed(
                         f"The Hub took the commit {oid[:12]} but does not hold the files that were sent. "
                         f"Look at {self.repo_id} before anybody uses it."
                     )
@@ -240,7 +232,7 @@ class Target:
                 return arrived
         except _Lost:
             seen = f"Whether the last try reached {self.repo_id} cannot be seen from here."
-        raise PublishFailed(
+        raise Failed(
             f"The network failed {ATTEMPTS} times ({type(problem).__name__}). {seen} Run the same command "
             "again: files that arrived are not sent twice."
         ) from problem
@@ -273,8 +265,8 @@ class Target:
             self._call(
                 lambda: api.create_tag(self.repo_id, tag=self.tag, revision=commit, repo_type=self.kind)
             )
-        except (PublishRefused, PublishFailed) as error:
-            raise PublishFailed(
+        except (Refused, Failed) as error:
+            raise Failed(
                 f"The files are at {address}, but the tag {self.tag} could not be made: {error.__cause__}. "
                 f"Say `hf repos tag create {self.repo_id} {self.tag} --revision {commit} --type {self.kind}`."
             ) from error
@@ -286,9 +278,9 @@ class Target:
         try:
             return self._once(action)
         except HFValidationError as error:
-            raise PublishRefused(f"{self.repo_id!r} is no name for a repository: {error}") from error
+            raise Refused(f"{self.repo_id!r} is no name for a repository: {error}") from error
         except _Lost as error:
-            raise PublishFailed(
+            raise Failed(
                 f"The Hub cannot be reached ({type(error.__cause__).__name__}); nothing was uploaded. Check "
                 "the network and that HF_HUB_OFFLINE is not set, then run the same command again."
             ) from error.__cause__
@@ -297,7 +289,7 @@ class Target:
         """Run a request.
 
         Raises:
-            PublishRefused: the Hub said no.
+            Refused: the Hub said no.
             _Lost: the network or the Hub failed, in this process or in a thread that uploads a large file,
                 whose failure huggingface_hub wraps in a RuntimeError.
         """
@@ -313,7 +305,7 @@ class Target:
                 raise self._refusal(reason) from reason
             raise _Lost from reason
 
-    def _refusal(self, error) -> PublishRefused:
+    def _refusal(self, error) -> Refused:
         status = error.response.status_code
         said = (error.server_message or str(error)).strip().splitlines()[0]
         what = {
@@ -322,9 +314,7 @@ class Target:
             409: "there is a repository or tag of this name, perhaps somebody else's. Choose another name",
             412: "somebody else has changed the repository meanwhile. Look at it, then run the command again",
         }.get(status, "check the name, the revision and the token")
-        return PublishRefused(
-            f"The Hub refused {self.repo_id} ({status}: {said}): {what}. Nothing was uploaded."
-        )
+        return Refused(f"The Hub refused {self.repo_id} ({status}: {said}): {what}. Nothing was uploaded.")
 
 
 def git_hash(content: bytes) -> str:

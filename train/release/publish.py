@@ -14,9 +14,12 @@ from PIL import Image
 
 from hub_model import hub_folder
 from hub_model.hub_folder import COVID, LABELS
+from hub_model.refused import Refused
 
 from . import card as cards
-from .hub import Content, PublishRefused, Target, check_traces, collected, show
+from . import origins
+from .hub import Content, Target, check_traces, collected, show
+from .metadata import SUBJECTS
 
 MODEL_FILES = (
     "config.json",
@@ -60,10 +63,10 @@ def publish(
         Address of the commit; None after a dry run.
 
     Raises:
-        FolderRefused, CardRefused: RUN cannot be opened, or its card cannot be written.
-        PublishRefused: the card is out of date, loaders disagree, a file names this machine or shows patients
+        FolderRefused, Refused: RUN cannot be opened, or its card cannot be written.
+        Refused: the card is out of date, loaders disagree, a file names this machine or shows patients
             to whom it may not, or the repository is not ours to write or holds something else.
-        PublishFailed: the network gave up.
+        Failed: the network gave up.
     """
     files = checked(Path(run), repo_id, private or cleared)
     if dry_run:
@@ -72,7 +75,7 @@ def publish(
     title = f"covid-xct {modality}: {hub_folder.sha256(Path(run) / hub_folder.WEIGHTS)[:12]}"
     target = Target(
         repo_id, "model", private=private, revision=revision, tag=tag, owns=MODEL_FILES,
-        marks=(hub_folder.SCREENING,), replace=replace, subject=cards.SUBJECTS[modality],
+        marks=(hub_folder.SCREENING,), replace=replace, subject=SUBJECTS[modality],
     )  # fmt: skip
     return target.upload(files, title)
 
@@ -93,9 +96,9 @@ def publish_data(
     streaming too.
 
     Raises:
-        PublishRefused: no prepared folder, a public place for pictures that may not be passed on, or see
+        Refused: no prepared folder, a public place for pictures that may not be passed on, or see
             `publish`.
-        PublishFailed: the network gave up.
+        Failed: the network gave up.
     """
     files = checked_data(Path(data), repo_id, private or cleared)
     if dry_run:
@@ -123,7 +126,7 @@ def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
     for name, text in cards.render(run).items():
         there = run / name
         if not there.is_file() or there.read_text("utf-8") != text:
-            raise PublishRefused(
+            raise Refused(
                 f"{there} does not say what {hub_folder.EVALUATION} and {hub_folder.SCREENING} say. Write "
                 f"it again with `python -m train card {run}`; prose is changed in {cards.TEMPLATE.name}, "
                 "not in the rendered file."
@@ -139,10 +142,10 @@ def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
 
 def check_pictures(run: Path, may_pass_on: bool) -> None:
     """Refuses to show patients' pictures to everybody where their collections do not allow it."""
-    sources = cards.collections(run, hub_folder.read_json(run / hub_folder.EVALUATION))
+    sources = cards.collections_of(run, hub_folder.read_json(run / hub_folder.EVALUATION))
     closed = [name for name, source in sources.items() if not source.may_pass_on]
     if closed and not may_pass_on and (run / PATIENTS).is_file():
-        raise PublishRefused(
+        raise Refused(
             f"{run / PATIENTS} shows pictures of {', '.join(closed)}, which may not be passed on. Publish "
             f"--private, or delete it and say `python -m train card {run}`, or say --cleared if you have the "
             "right."
@@ -154,7 +157,7 @@ def check_export(run: Path) -> None:
     report = run / "onnx" / "export.json"
     weights = hub_folder.sha256(run / hub_folder.WEIGHTS)
     if report.is_file() and hub_folder.read_json(report).get("weights_sha256") != weights:
-        raise PublishRefused(
+        raise Refused(
             f"{run}: its ONNX files are of other weights. Say `python -m train export {run}` again."
         )
 
@@ -220,7 +223,7 @@ def check_loaders(run: Path) -> None:
     """Opens the folder with every loader and compares their answers on drawn pictures.
 
     Raises:
-        PublishRefused: one does not open it, or answers otherwise.
+        Refused: one does not open it, or answers otherwise.
     """
     rng = np.random.default_rng(0)
     noise = (rng.integers(0, 256, (9, 7)), rng.integers(0, 256, (40, 60)))
@@ -232,12 +235,12 @@ def check_loaders(run: Path) -> None:
         try:
             answers[name] = [opened(run)(picture) for picture in pictures]
         except Exception as error:  # whatever a loader raises, its users would meet it
-            raise PublishRefused(
+            raise Refused(
                 f"{name} does not open {run}: {type(error).__name__}: {error} Nothing was uploaded."
             ) from error
         difference = float(np.abs(np.subtract(answers[name], answers["Screener"])).max())
         if not difference <= SAME:
-            raise PublishRefused(
+            raise Refused(
                 f"{name} opens {run} but gives other probabilities than this package, {difference:.2g} "
                 f"apart (allowed {SAME:g}). Export or save it again; nothing was uploaded."
             )
@@ -247,21 +250,19 @@ def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Con
     """The files of a prepared data set, its card with provenance and licences.
 
     Raises:
-        PublishRefused: see `publish_data`.
+        Refused: see `publish_data`.
     """
     from ..data.dataset import is_prepared, verify
     from ..data.manifest import read_manifest
 
     if not is_prepared(folder):
-        raise PublishRefused(
-            f"{folder} was not written by `python -m train prepare`. Prepare the pictures first."
-        )
+        raise Refused(f"{folder} was not written by `python -m train prepare`. Prepare the pictures first.")
     told = verify(folder)
     entries = read_manifest(folder / "manifest.parquet")
     placed = [entry for entry in entries if entry.split]
     astray = [entry.path for entry in entries if _leads_outside(entry.path)]
     if astray:
-        raise PublishRefused(
+        raise Refused(
             f"{folder}: the manifest names {len(astray)} files by their place on this machine. Prepare it "
             "again."
         )
@@ -269,7 +270,7 @@ def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Con
         name for name in sorted({entry.source for entry in placed}) if not _collection(name).may_pass_on
     ]
     if closed and not may_pass_on:
-        raise PublishRefused(
+        raise Refused(
             f"The pictures of {', '.join(closed)} may not be passed on, or nobody has said that they may "
             f"(licence: {'; '.join(_collection(name).licence for name in closed)}). Publish --private, "
             "leave these sources out, or say --cleared if you have the right."
@@ -285,8 +286,8 @@ def _leads_outside(path: str) -> bool:
     return absolute or ".." in PurePosixPath(path).parts
 
 
-def _collection(name: str) -> cards.Collection:
-    return cards.COLLECTIONS.get(name) or cards.Collection(
+def _collection(name: str) -> origins.Collection:
+    return origins.COLLECTIONS.get(name) or origins.Collection(
         "not described", "not stated", "Ask whoever published this."
     )
 

@@ -7,8 +7,6 @@ are. The model is pinned to a commit, so that the page keeps giving the answers 
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
@@ -22,12 +20,14 @@ import yaml
 from hub_model import grey, heatmap, hub_folder
 from hub_model.guard import BLANK_DEVIATION
 from hub_model.refused import Refused
+from hub_model.whole import whole_folder
 
 from . import card
 from .hub import Content, Target, check_traces, collected, show
+from .metadata import LICENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = Path(__file__).with_name("static_space")
+PAGE, START = (Path(__file__).with_name(name) for name in ("static_space", "start.py"))
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
@@ -47,38 +47,6 @@ PRELOADED = (
 OUTPUTS = {"logits", "heatmap", "features"}
 MARKS = ("start.py", "space.json")
 """By which a page of ours is known: of the Gradio kind, of the static kind."""
-
-START = '''"""Starts the page with the models this Space is pinned to.
-
-The variables COVID_XCT_XRAY and COVID_XCT_CT may name others, as ORG/NAME@REVISION.
-"""
-
-import os
-import runpy
-import sys
-from pathlib import Path
-
-from hub_model import hub_folder
-
-PINNED = {pinned}
-
-
-def folders():
-    """Folders of the models, from the Hub cache that was filled when the Space was built."""
-    for variable, pinned in PINNED.items():
-        name, _, revision = os.environ.get(variable, pinned).partition("@")
-        yield str(hub_folder.resolve(name, revision or None))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GRADIO_SSR_MODE", "false")
-    sys.argv[1:] += [part for folder in folders() for part in ("--model", folder)]
-    runpy.run_path(str(Path(__file__).with_name("app.py")), run_name="__main__")
-'''
-
-
-class SpaceRefused(Refused):
-    """A model or a folder that no page can be made of."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +91,14 @@ def space(
         The folder.
 
     Raises:
-        SpaceRefused: two models of one modality, a model without what the page needs, or no onnxruntime-web.
+        Refused: two models of one modality, a model without what the page needs, or no onnxruntime-web.
         FolderRefused: a model that is not there or cannot be opened.
-        PublishRefused, PublishFailed: see `publish`.
+        Refused, Failed: see `publish`.
     """
     models = [pin(name, local=static) for name in model]
     modalities = [found.modality for found in models]
     if len(set(modalities)) < len(modalities):
-        raise SpaceRefused(f"Two models read {modalities[0]} pictures; give one for each modality.")
+        raise Refused(f"Two models read {modalities[0]} pictures; give one for each modality.")
     out = out or ROOT / "build" / "space" / repo_id.rpartition("/")[2]
     files = write_static(repo_id, models, out, runtime) if static else write_gradio(repo_id, models, out)
     check_traces(files, out.parent, ROOT)
@@ -156,18 +124,18 @@ def pin(name: str, local: bool = False) -> Pinned:
 
     Raises:
         FolderRefused: no such model or revision.
-        SpaceRefused: a folder of this machine, where a Space could not find it.
+        Refused: a folder of this machine, where a Space could not find it.
     """
     if Path(name).is_dir():
         if not local:
-            raise SpaceRefused(
+            raise Refused(
                 f"{name} is a folder of this machine, where a Space does not find it. Publish it first."
             )
         return Pinned(Path(name).resolve().name, None, hub_folder.load(name).path)
     repo_id, _, revision = name.partition("@")
     folder = hub_folder.load(repo_id, revision or None).path
     if not re.fullmatch(r"[0-9a-f]{40}", folder.name):
-        raise SpaceRefused(f"{name} is not a model on the Hub. Give ORG/NAME@REVISION.")
+        raise Refused(f"{name} is not a model on the Hub. Give ORG/NAME@REVISION.")
     return Pinned(repo_id, folder.name, folder)
 
 
@@ -194,7 +162,8 @@ def write_gradio(repo_id: str, models: list[Pinned], out: Path) -> dict[str, Con
         kept = {name: f for name, f in collected(folder, names).items() if "__pycache__" not in name}
         files |= {prefix + name: file for name, file in kept.items()}
     files |= {
-        "start.py": START.replace("{pinned}", json.dumps(pinned)).encode(),
+        "start.py": START,
+        "models.json": json.dumps(pinned, indent=1).encode(),
         "requirements.txt": requirements().encode(),
         "README.md": _readme(repo_id, models, front, text),
         "LICENSE": ROOT / "LICENSE",
@@ -232,7 +201,7 @@ def _readme(repo_id: str, models: list[Pinned], front: dict, text: str) -> bytes
         "pinned": False,
         "short_description": "Chest COVID-19 screening, for research only",
     }
-    lines = "\n".join(f"- {model.modality}: `{model}`, weights {card.LICENCE}" for model in models)
+    lines = "\n".join(f"- {model.modality}: `{model}`, weights {LICENCE}" for model in models)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# Chest COVID-19 "
         "screening\n\n**For research and teaching. Not a medical device: never decide about a patient on "
@@ -251,7 +220,7 @@ def write_static(
     network.
 
     Raises:
-        SpaceRefused: no onnxruntime-web, or a model the page cannot run.
+        Refused: no onnxruntime-web, or a model the page cannot run.
     """
     files: dict[str, Content] = {
         name: PAGE / name for name in ("index.html", "style.css", "app.js", "judge.js", "worker.js")
@@ -305,7 +274,7 @@ def _runtime(package: Path) -> dict[str, Content]:
     file = package / "package.json"
     found = json.loads(file.read_text())["version"] if file.is_file() else None
     if found != wanted:
-        raise SpaceRefused(
+        raise Refused(
             f"{'onnxruntime-web ' + found if found else 'No onnxruntime-web'} is in {package}; the page is "
             f"tested with {wanted}. Say `npm install --no-save --prefix . onnxruntime-web@{wanted}` in the "
             "checkout; without a network, copy node_modules/onnxruntime-web from a machine that has one, and "
@@ -321,7 +290,7 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
     """The files of a model that the page reads.
 
     Raises:
-        SpaceRefused: no ONNX file with the heat map and the guard's features, or a preprocessing the page
+        Refused: no ONNX file with the heat map and the guard's features, or a preprocessing the page
             does not know.
     """
     import onnxruntime
@@ -333,12 +302,12 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
     how = tuple(config.get(key) for key in ("interpolation", "crop_mode", "crop_pct"))
     if missing or how != ("bicubic", "squash", 1.0):
         what = f"outputs {sorted(missing)} of its ONNX file" if missing else f"the preprocessing {how}"
-        raise SpaceRefused(
+        raise Refused(
             f"{model}: the page cannot use it for want of {what}. Export it with `python -m train export`."
         )
     guard = hub_folder.open_folder(model.folder).guard
     if guard is None:
-        raise SpaceRefused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
+        raise Refused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
     guard = {
         name: np.ascontiguousarray(array, np.float32) for name, array in guard.items()
     }  # JavaScript has no halves
@@ -369,7 +338,7 @@ def _graph(model: Pinned) -> Path:
             return Path(hf_hub_download(model.name, "onnx/model.onnx", revision=model.commit))
         except EntryNotFoundError:
             pass
-    raise SpaceRefused(
+    raise Refused(
         f"{model} has no onnx/model.onnx. Export it with `python -m train export`, and publish it again if "
         "it is on the Hub."
     )
@@ -379,22 +348,15 @@ def _write(out: Path, files: dict[str, Content]) -> dict[str, Content]:
     """Write the files as a folder, whole or not at all; returns them as they lie there.
 
     Raises:
-        SpaceRefused: `out` holds something that is not a page.
+        Refused: `out` holds something that is not a page.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()) and not _is_page(out):
-        raise SpaceRefused(f"{out} holds other files. Give another --out, or empty it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
+        raise Refused(f"{out} holds other files. Give another --out, or empty it.")
+    with whole_folder(out) as new:
         for name, content in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        new.chmod(0o755)
-        shutil.rmtree(out, ignore_errors=True)
-        new.replace(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return {name: out / name for name in files}
 
 

@@ -1,0 +1,59 @@
+"""Figures as the card writes them: three decimals or per cent, with interval and n."""
+
+from collections.abc import Callable
+from typing import Any
+
+from scipy.stats import binomtest
+
+
+def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:
+    """Give a share of none or all of the pictures the open end of its interval, which resampling cannot.
+
+    The end is Clopper and Pearson's (Biometrika 26, 1934, 404-413).
+
+    Args:
+        record: of a share; any other than 0 or 1, or one with an interval, stays as it is.
+        units: independent pictures or families that the share was counted over.
+    """
+    if record["value"] not in (0, 1) or record["low"] != record["high"]:
+        return record
+    low, high = binomtest(units if record["value"] else 0, units).proportion_ci(method="exact")
+    return {**record, "low": float(low), "high": float(high)}
+
+
+def figure(record: dict[str, Any]) -> str:
+    """Spell a record out: value and interval with three decimals, and n."""
+    return _worded(record, lambda x: f"{x:.3f}")
+
+
+def percent(record: dict[str, Any] | float | None) -> str:
+    """Spell a share out in per cent; that of a record with its interval and n."""
+    if isinstance(record, dict):
+        return _worded(record, _share)
+    return "not defined" if record is None else _share(record)
+
+
+def spread(found: dict[str, Any]) -> str:
+    """Spell a share out in per cent, with the ends between which it lies."""
+    value, low, high = (percent(found[end]) for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def duration(hours: float) -> str:
+    """Spell a time out in the unit in which people would say it."""
+    if hours >= 2:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} seconds"
+
+
+def _share(x: float) -> str:
+    return f"{x:.1%}".replace("%", " %")
+
+
+def _worded(record: dict[str, Any], spell: Callable[[float], str]) -> str:
+    if record["value"] is None:
+        return f"not defined (n = {record['n']:,})"
+    interval = (
+        "no interval" if record["low"] is None else f"{spell(record['low'])} to {spell(record['high'])}"
+    )
+    return f"{spell(record['value'])} ({interval}; n = {record['n']:,})"
