@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from .graph_check import check_graph
-from .layout import COVID, Tensors
+from .layout import COVID, WEIGHTS, Tensors
 from .refused import Refused
 
 if TYPE_CHECKING:
@@ -65,25 +65,7 @@ class OnnxRuntime:
         self._session, self._process = self._started(), os.getpid()
 
     def _started(self):
-        import onnxruntime
-
-        graph, weights, device, threads = self._given
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of constants that it could not fold ahead
-        options.intra_op_num_threads = threads or 0
-        # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        content = weights.content
-        options.add_external_initializers_from_files_in_memory(
-            ["model.safetensors"], [content], [len(content)]
-        )
-        session = onnxruntime.InferenceSession(graph, options, providers=[_provider(device)])
-        if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
-            raise BackendRefused(
-                f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
-                "version. Use device='cpu', or backend='torch' with torch for this device."
-            )
-        return session
+        return started(*self._given)
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
         if os.getpid() != self._process:  # after a fork the threads of the session are not there
@@ -93,6 +75,30 @@ class OnnxRuntime:
             ["logits", "heatmap", "features"], {"pixel_values": pixels}
         )
         return View(logits, heat if heat_maps else heat[:, :0, :0], features)
+
+
+def started(graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None):
+    """A session of ONNX Runtime on a graph and the weights it refers to; the arguments are those of `OnnxRuntime`.
+
+    Raises:
+        BackendRefused: no such device here.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of constants that it could not fold ahead
+    options.intra_op_num_threads = threads or 0
+    # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    content = weights.content
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
+    session = onnxruntime.InferenceSession(graph, options, providers=[_provider(device)])
+    if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
+        raise BackendRefused(
+            f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
+            "version. Use device='cpu', or backend='torch' with torch for this device."
+        )
+    return session
 
 
 def _provider(device: str) -> str | tuple[str, dict[str, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import evidence, network
-from .backends import OnnxRuntime, TorchNetwork, View
+from .backends import OnnxRuntime, TorchNetwork, View, started
 from .layout import COVID, WEIGHTS, FolderRefused, Tensors
 
 OPSET = 20
@@ -55,6 +55,53 @@ def write_graph(config: dict, weights: Tensors, place: object = "config") -> byt
     _refer(proto.graph, _graphs[key][1], weights)
     graph = proto.SerializeToString()
     check_answers(OnnxRuntime(graph, weights), TorchNetwork(model), pixels, place)
+    return graph
+
+
+def plain_graph(
+    module: nn.Module, given: str, answer: str, shape: tuple[int, ...], weights: Tensors
+) -> bytes:
+    """The graph of any module of one input and one output, over the tensors of a safetensors file.
+
+    Args:
+        module: in evaluation mode; the file holds its tensors by their own names.
+        given, answer: names of the input (N, *shape) and of the output.
+        shape: of one input.
+        weights: the file.
+
+    Raises:
+        FolderRefused: the graph gives other answers than torch.
+    """
+    module.load_state_dict(
+        {name: torch.from_numpy(weights.array(name).astype(np.float32)) for name in weights.header},
+        strict=False,
+    )
+    some = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own deprecations
+        program = torch.onnx.export(
+            module,
+            (some,),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=[given],
+            output_names=[answer],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    proto = program.model_proto
+    _strip(proto)
+    _refer(proto.graph, {name: name for name in weights.header}, weights)
+    graph = proto.SerializeToString()
+    with torch.no_grad():
+        expected = module(some).numpy()
+    difference = np.abs(started(graph, weights).run(None, {given: some.numpy()})[0] - expected).max()
+    if not difference <= max(MAX_DIFFERENCE.values()):
+        raise FolderRefused(
+            f"The ONNX graph of this network differs from torch by {difference:.2g}. Nothing was written. Please "
+            "report this with the versions of torch and onnxruntime."
+        )
     return graph
 
 

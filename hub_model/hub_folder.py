@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from . import lungs
 from .graph_check import MAX_GRAPH
 from .layout import (
     CONFIG,
@@ -141,8 +142,25 @@ class HubFolder:
 
     @cached_property
     def transform(self) -> "Callable[[Image.Image], torch.Tensor]":
-        """Grey 8-bit picture (PIL mode "L") -> float32 tensor (3, H, W); `preprocess.preprocessing` in torch."""
-        return transform_of(self.config)
+        """Grey 8-bit picture (PIL mode "L") -> float32 tensor (3, H, W): what is shown, as pixels.
+
+        The view "lungs" shows the picture cut to its lungs, and all of it where none are found.
+        """
+        return transform_of(self.config, self.finder if self.view == lungs.LUNGS else None)
+
+    @cached_property
+    def finder(self) -> lungs.LungFinder | None:
+        """The lung network that travels in the folder; None where there is none.
+
+        Raises:
+            LungsRefused: it is damaged or does not fit.
+        """
+        return lungs.load(self.path)
+
+    @property
+    def view(self) -> str:
+        """What the classifier is shown of a picture, a name in `lungs.VIEWS`."""
+        return self.screening.get("view") or lungs.WHOLE
 
 
 def embedded() -> dict[str, Path]:
@@ -201,7 +219,7 @@ def _download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [CONFIG, WEIGHTS, GRAPH, SCREENING, GUARD, EVALUATION, "README.md", "plots/*"]
+    patterns = [CONFIG, WEIGHTS, GRAPH, SCREENING, GUARD, EVALUATION, *lungs.FILES, "README.md", "plots/*"]
     try:
         return Path(
             snapshot_download(
@@ -250,6 +268,7 @@ def open_folder(path: str | os.PathLike) -> HubFolder:
         _finish(path)
     config, screening = read_config(path), read_screening(path)
     _weights(path, screening)
+    _check_view(path, screening)
     return HubFolder(path, config, screening, _guard(path, screening))
 
 
@@ -305,12 +324,30 @@ def _guard(path: Path, screening: dict) -> dict[str, np.ndarray] | None:
     return arrays
 
 
-def transform_of(config: dict) -> "Callable[[Image.Image], torch.Tensor]":
-    """The one preprocessing as a function from a grey picture to a tensor (3, H, W); see `preprocess`."""
+def transform_of(
+    config: dict, finder: lungs.LungFinder | None = None
+) -> "Callable[[Image.Image], torch.Tensor]":
+    """The one preprocessing as a function from a grey picture to a tensor (3, H, W); see `preprocess`. With a finder,
+    of the picture cut to its lungs.
+    """
     import torch
 
     pixels = preprocessing(config)
-    return lambda image: torch.from_numpy(pixels(image))
+    return lambda image: torch.from_numpy(pixels(finder.view(image) if finder else image))
+
+
+def _check_view(path: Path, screening: dict) -> None:
+    view = screening.get("view") or lungs.WHOLE
+    if view not in lungs.VIEWS:
+        raise FolderRefused(
+            f"{path} shows its network the picture as {view!r}; known is {', '.join(lungs.VIEWS)}. A newer covid-xct "
+            "may know it."
+        )
+    if view == lungs.LUNGS and not member(path, lungs.SETTINGS).is_file():
+        raise FolderRefused(
+            f"{path} was trained on pictures cut to their lungs, and the lung network that finds them "
+            f"({lungs.SETTINGS}, {lungs.WEIGHTS}) is missing. Fetch the folder again."
+        )
 
 
 def save(

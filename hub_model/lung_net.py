@@ -44,3 +44,14 @@ class LungNet(nn.Module):
         for level, beside in zip(self.up, reversed(kept), strict=True):
             x = level(torch.cat([self.grow(x), beside], 1))
         return self.head(x)
+
+
+class Outlines(nn.Module):
+    """A lung network that gives probabilities: what is stored."""
+
+    def __init__(self, network: LungNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.network(pictures))

@@ -2,8 +2,8 @@
 
 A small network (`lung_net.LungNet`) outlines lungs on a coarse, histogram-equalised picture. Two uses: where it finds
 none there is nothing to judge; and a classifier that is trained on the picture cut to its lungs sees the same view
-of a film whichever way that was cropped, framed or padded before. Everything here but `load` and `save` is numpy and
-Pillow; the network is any function from array to array, so that ONNX Runtime can run it as well as torch.
+of a film whichever way that was cropped, framed or padded before. The network is any function from
+array to array; `load` gives ONNX Runtime's.
 """
 
 import json
@@ -11,27 +11,42 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .refused import Refused
+from . import backends, layout
+from .graph_check import check_graph
+from .grey import ImageRefused
+from .refused import Reason, Refused
 from .whole import whole_file
 
-SETTINGS, WEIGHTS = "lungs.json", "lungs.safetensors"
+if TYPE_CHECKING:
+    import torch
+
+SETTINGS, WEIGHTS, GRAPH = FILES = "lungs.json", "lungs.safetensors", "lungs.onnx"
 FORMAT = 1
+VIEWS = WHOLE, LUNGS = "whole", "lungs"
+"""What a classifier is shown: the picture as it came, or cut to its lungs and equalised (see `seen`)."""
 SIDE = 128
 """Pixels a side of what the network sees."""
 LIKELY = 0.5
 """A place with at least this probability belongs to the outline."""
 FAINT = 0.3
 """Places with less count for nothing when the box is drawn."""
-TAIL = 0.01
+TAIL = 0.003
 """Share of the outline's mass that may lie beyond each side of the box: single stray places do not move it."""
 SMALLEST = 0.03
 """Share of the picture that lungs cover at least; less is no lung."""
 CERTAIN = 0.8
 """Mean probability inside the outline of a real lung at least."""
+
+NO_LUNG = Reason(
+    "No lung is found in this picture, so there is nothing to judge. Give a frontal film or an axial slice that shows "
+    "the lungs.",
+    "no_lung",
+)
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of the picture's width and height."""
@@ -83,8 +98,39 @@ class LungFinder:
         return [lungs_of(outline) for outline in self.network(seen)[:, 0]]
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The picture cut to its lungs; as it came where none are found."""
-        return cut(image, self.find(image).box)
+        """What a classifier with the view "lungs" sees of a picture; all of it where no lungs are found."""
+        return seen(image, self.find(image))
+
+
+class Shown(NamedTuple):
+    """What a classifier is shown of a picture.
+
+    Attributes:
+        image: grey picture (mode "L").
+        box: what it was cut to; None for the whole frame.
+    """
+
+    image: Image.Image
+    box: Box | None
+
+
+def shown(image: Image.Image, finder: LungFinder | None, view: str = WHOLE) -> Shown:
+    """What a classifier with this view is shown of a picture; a picture without lungs it is not shown at all.
+
+    Args:
+        image: grey picture (mode "L").
+        finder: the lung network of the classifier's folder; without one every picture is taken to show lungs.
+        view: a name in `VIEWS`.
+
+    Raises:
+        ImageRefused: no lung is found (code ``no_lung``).
+    """
+    if finder is None:
+        return Shown(image, None)
+    found = finder.find(image)
+    if not found.found:
+        raise ImageRefused(str(NO_LUNG), NO_LUNG.code)
+    return Shown(seen(image, found), found.box) if view == LUNGS else Shown(image, None)
 
 
 def network_input(image: Image.Image) -> np.ndarray:
@@ -130,6 +176,21 @@ def cut(image: Image.Image, box: Box | None) -> Image.Image:
     return image.crop((left, top, min(width, max(right, left + 1)), min(height, max(bottom, top + 1))))
 
 
+def seen(image: Image.Image, lungs: Lungs) -> Image.Image:
+    """The picture cut to its lungs, its grey levels spread so that those inside the lungs are all equally frequent.
+
+    A level becomes the share of lung that is darker: the exposure, the window and the grey curve of a film no longer
+    show, and what lies around the lungs has no say in it.
+    """
+    view = cut(image, lungs.box)
+    inside = Image.fromarray((lungs.outline >= LIKELY).astype(np.uint8) * 255)
+    inside = np.asarray(cut(inside, lungs.box).resize(view.size, Image.Resampling.BILINEAR)) > 127
+    grey = np.asarray(view)
+    counts = np.bincount(grey[inside] if lungs.found else grey.ravel(), minlength=256) + 1e-3
+    darker = np.cumsum(counts) - counts / 2
+    return Image.fromarray((darker * (255 / counts.sum())).round().astype(np.uint8)[grey])
+
+
 def placed(evidence: np.ndarray, box: Box | None) -> np.ndarray:
     """A heat map of the view that was cut to a box, put back into the frame of the whole picture.
 
@@ -170,66 +231,76 @@ def share_inside(evidence: np.ndarray, outline: np.ndarray) -> float:
 def load(path: str | os.PathLike) -> LungFinder | None:
     """Open the lung network that travels in a hub folder, or in a folder of its own; None where there is none.
 
+    It runs on ONNX Runtime, as the graph `GRAPH` over the weights in `WEIGHTS`.
+
     Raises:
         LungsRefused: its files are damaged, of another layout, or do not belong together.
     """
     path = Path(path)
     if not (path / SETTINGS).is_file():
         return None
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from .lung_net import LungNet
-
     try:
-        settings = json.loads((path / SETTINGS).read_text("utf-8"))
-        state = load_file(path / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        settings = layout.read_json(path / SETTINGS)
+        weights = layout.read_tensors(layout.member(path, WEIGHTS))
+        graph = layout.member(path, GRAPH).read_bytes()
+        check_graph(graph, weights)
+    except (OSError, layout.FolderRefused) as error:
         raise LungsRefused(
-            f"{path}: the lung network cannot be read ({error}). Fetch the folder again."
+            f"{path}: the lung network cannot be opened. {error} Fetch the folder again."
         ) from error
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT or settings.get("side") != SIDE:
+    if settings.get("format") != FORMAT or settings.get("side") != SIDE:
         raise LungsRefused(
             f"{path / SETTINGS} is of another layout; expected format {FORMAT} and a side of {SIDE} pixels. A newer "
             "covid-xct may read it."
         )
-    network = LungNet(tuple(settings["widths"])).eval()
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        session = backends.started(graph, weights)
+        outline = session.get_outputs()[0].shape[1:]
+    except Exception as error:  # ONNX Runtime's own have no base in common
         raise LungsRefused(
-            f"{path / WEIGHTS} does not fit {SETTINGS}: {reason} Fetch the folder again."
+            f"{path / GRAPH} does not run: {str(error).splitlines()[0]} Fetch the folder again."
         ) from error
+    if outline != [1, SIDE, SIDE]:
+        raise LungsRefused(
+            f"{path / GRAPH} gives no outlines of {SIDE} pixels a side. Fetch the folder again."
+        )
 
     def run(pictures: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return torch.sigmoid(network(torch.from_numpy(pictures))).numpy()
+        return session.run(None, {"pictures": pictures})[0]
 
     return LungFinder(run, settings["modality"])
 
 
-def save(path: str | os.PathLike, state: dict, settings: dict) -> Path:
+def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) -> Path:
     """Write a lung network, its weights in half precision.
 
     Args:
         path: a folder; made where absent, and files of other makers in it stay.
-        state: the network's tensors by name.
-        settings: `modality`, `widths`, and whatever else is to be known of it (its Dice, how it was made).
+        network: a `lung_net.LungNet`.
+        settings: `modality`, and whatever else is to be known of it (its Dice, how it was made).
 
     Raises:
         OSError: the folder cannot be written.
     """
     from safetensors.torch import save_file
 
+    from .graph import plain_graph
+    from .lung_net import Outlines
+
     path = Path(path)
+    outlines = Outlines(network).eval()
     halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in state.items()
+        for name, tensor in outlines.state_dict().items()
+        if not name.endswith("num_batches_tracked")
     }
     with whole_file(path / WEIGHTS) as new:
         save_file(halves, new, metadata={"format": "pt"})
+    graph = plain_graph(
+        outlines, "pictures", "outlines", (1, SIDE, SIDE), layout.read_tensors(path / WEIGHTS)
+    )
+    with whole_file(path / GRAPH) as new:
+        new.write_bytes(graph)
     told = {"format": FORMAT, "side": SIDE, **settings}
     with whole_file(path / SETTINGS) as new:
         new.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")

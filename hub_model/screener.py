@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from . import hub_folder, layout
+from . import hub_folder, layout, lungs
 from .backends import BACKENDS, Backend, BackendRefused, OnnxRuntime, TorchNetwork
 from .grey import ImageRefused
 from .guard import BLANK, Guard, is_blank
@@ -42,10 +42,6 @@ AMBIGUOUS = Reason(
     "ambiguous",
 )
 NO_NUMBER = Reason("The network gave no number for this picture. Nothing can be said of it.", "no_number")
-VIEWS: dict[str, Callable[[Image.Image], Image.Image]] = {"whole": lambda image: image}
-"""What of a grey picture the network is shown, by the name in ``screening.json``; raises ImageRefused for a picture
-in which there is nothing of the kind."""
-
 log = logging.getLogger("covid_xct")
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
@@ -152,6 +148,7 @@ class Taken(NamedTuple):
     image: Image.Image | None = None
     pixels: np.ndarray | None = None
     reason: Reason | None = None
+    box: lungs.Box | None = None
 
 
 class Screener:
@@ -174,13 +171,6 @@ class Screener:
         self._folder, self.backend, self.device = folder, backend, device
         self._guard = Guard.of(folder)
         self._pixels = preprocessing(folder.config)
-        view = folder.screening.get("view") or "whole"
-        if view not in VIEWS:
-            raise hub_folder.FolderRefused(
-                f"{folder.path} shows its network the picture as {view!r}; known is {', '.join(VIEWS)}. A newer "
-                "covid-xct may know it."
-            )
-        self._view = VIEWS[view]
         self._network = _started(folder, backend, device)
 
     @classmethod
@@ -251,8 +241,15 @@ class Screener:
         )
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Grey picture (mode "L") -> float32 pixels (3, H, W), just as in training."""
-        return self._pixels(self._view(image))
+        """Grey picture (mode "L") -> float32 pixels (3, H, W), just as in training.
+
+        Raises:
+            ImageRefused: the folder's lung network finds no lung.
+        """
+        return self._pixels(self._shown(image).image)
+
+    def _shown(self, image: Image.Image) -> lungs.Shown:
+        return lungs.shown(image, self._folder.finder, self._folder.view)
 
     def out_of_distribution_score(self, image: Image.Image) -> float:
         """How far a grey picture lies from what the model learnt from; above 1 it is refused.
@@ -342,7 +339,8 @@ class Screener:
         if is_blank(image):
             return Taken(image, reason=BLANK)
         try:
-            return Taken(image, self.preprocess(image))
+            shown = self._shown(image)
+            return Taken(image, self._pixels(shown.image), box=shown.box)
         except ImageRefused as refusal:
             return Taken(image, reason=refusal.reason)
 
@@ -385,7 +383,7 @@ class Screener:
             else:
                 probability = float(probabilities[row])
                 decision, reasons = decide(probability, told)
-                heat = view.heat_maps[row] if heat_map else None
+                heat = lungs.placed(view.heat_maps[row], batch[index].box) if heat_map else None
             findings[index] = Finding(decision, probability, name, told["threshold"], self.modality, reasons,
                                       score, heat_map=heat, image=batch[index].image)  # fmt: skip
         return findings

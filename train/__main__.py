@@ -28,6 +28,7 @@ VERBS = {
     "start": Verb("fit.starting_points:start", "Carry ImageNet weights over to a stock timm architecture."),
     "lungs": Verb("fit.lungs:train_lungs", "Train the network that finds lungs, from outlines."),
     "fit": Verb("fit.fit:fit", "Train a network; a killed run resumes when the same command is given again."),
+    "tune": Verb("fit.tune:tune", "Search the penalties of a steady head over sources and families left out."),
     "soup": Verb("fit.soup:soup", "Average the weights of several runs into one network."),
     "evaluate": Verb("measure.evaluate:evaluate", "Calibrate a run on validation and score its test split once."),
     "audit": Verb("measure.audit:audit", "Measure what else gives the label away: borders, thumbnails, collections."),

@@ -13,7 +13,14 @@ PENALISED = {"blocks.1.conv.weight", "blocks.2.conv.weight", "hidden.fc1.weight"
 
 
 def test_every_variant_has_a_recipe():
-    assert RECIPES.keys() == VARIANTS.keys() | {"transfer", "probe", "blind_probe", "scratch"}
+    assert RECIPES.keys() == VARIANTS.keys() | {
+        "transfer",
+        "probe",
+        "blind_probe",
+        "steady_probe",
+        "steady",
+        "scratch",
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hub_model import lungs
+from hub_model.grey import ImageRefused
 from hub_model.lung_net import LungNet
 
 
@@ -53,6 +55,45 @@ def test_the_view_of_a_cropped_film_is_the_view_of_the_film():
     assert np.allclose(whole.size, cropped.size, atol=10)
 
 
+@pytest.fixture
+def ovals():
+    """A finder of places that are dark after equalisation, and a drawn chest for it."""
+    finder = lungs.LungFinder(lambda pictures: (pictures < 0.02).astype(np.float32), "xray")
+    levels = np.full((300, 400), 200, np.uint8) + (np.arange(400) % 20).astype(np.uint8)
+    levels[60:240, 100:320] = 5
+    return finder, Image.fromarray(levels)
+
+
+def test_what_a_classifier_is_shown(ovals):
+    finder, film = ovals
+    assert lungs.shown(film, None) == (film, None)
+    assert lungs.shown(film, finder) == (film, None)
+    view = lungs.shown(film, finder, lungs.LUNGS)
+    assert view.box == finder.find(film).box
+    assert view.image.size == lungs.cut(film, view.box).size
+
+
+def test_where_no_lung_is_nothing_is_shown(ovals):
+    finder, _ = ovals
+    bright = Image.fromarray(np.random.default_rng(0).integers(100, 250, (90, 90)).astype(np.uint8))
+    with pytest.raises(ImageRefused, match="No lung is found") as refused:
+        lungs.shown(bright, finder)
+    assert refused.value.reason.code == "no_lung"
+    assert finder.view(bright).size == bright.size  # training and audits go on with all of it
+
+
+def test_the_view_does_not_mind_the_grey_curve_nor_what_lies_around():
+    outline = outline_of(0.25, 0.25, 0.75, 0.75)
+    finder = lungs.LungFinder(lambda pictures: np.stack([outline[None]] * len(pictures)), "xray")
+    levels = np.random.default_rng(0).integers(0, 120, (128, 128)).astype(np.uint8)
+    other = (levels * 2).astype(np.uint8)
+    other[:20] = 255
+    first, second = finder.view(Image.fromarray(levels)), finder.view(Image.fromarray(other))
+    assert np.abs(np.asarray(first, int) - np.asarray(second, int)).max() <= 2
+    inside = np.asarray(first)[2:-2, 2:-2]
+    assert abs(inside.mean() - 127) < 6
+
+
 def test_cut_stays_inside_the_picture_and_is_never_empty():
     film = Image.new("L", (50, 40))
     assert lungs.cut(film, None) is film
@@ -87,7 +128,7 @@ def test_share_inside():
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    return lungs.save(tmp_path, LungNet().state_dict(), {"modality": "xray", "widths": [16, 32, 64, 96]})
+    return lungs.save(tmp_path, LungNet().eval(), {"modality": "xray"})
 
 
 def test_saved_and_opened_again(folder):
@@ -102,17 +143,31 @@ def test_a_folder_without_a_lung_network_has_none(tmp_path):
     assert lungs.load(tmp_path) is None
 
 
-@pytest.mark.parametrize("harm", ["weights", "format", "widths", "json"])
+@pytest.mark.parametrize(
+    "harm", ["weights", "no weights", "other weights", "graph", "no graph", "format", "json"]
+)
 def test_damage_is_refused(folder, harm):
     file = folder / lungs.SETTINGS
-    told = json.loads(file.read_text())
     if harm == "weights":
         (folder / lungs.WEIGHTS).write_bytes(b"no tensors")
+    elif harm == "other weights":
+        save_file({"network.head.bias": torch.zeros(1)}, folder / lungs.WEIGHTS)
+    elif harm == "graph":
+        (folder / lungs.GRAPH).write_bytes(b"\x0a\x03abc")
+    elif harm.startswith("no "):
+        (folder / {"no weights": lungs.WEIGHTS, "no graph": lungs.GRAPH}[harm]).unlink()
     elif harm == "json":
         file.write_text("{")
     else:
-        file.write_text(
-            json.dumps(told | ({"format": 9} if harm == "format" else {"widths": [8, 16, 32, 48]}))
-        )
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 9}))
     with pytest.raises(lungs.LungsRefused):
         lungs.load(folder)
+
+
+def test_onnx_runtime_answers_as_torch(folder):
+    torch.manual_seed(0)
+    network = LungNet().eval().half().float()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70)).astype(np.uint8))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(lungs.network_input(picture))[None, None]).sigmoid()[0, 0].numpy()
+    assert np.abs(lungs.load(folder).find(picture).outline - expected).max() < 1e-4

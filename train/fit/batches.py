@@ -9,6 +9,7 @@ from PIL import Image
 from rich.progress import track
 from torch.nn import functional as F
 
+from hub_model.changes import random_copy
 from hub_model.hub_folder import LABELS
 
 from .augment import augment
@@ -30,6 +31,9 @@ class Images(torch.utils.data.Dataset):
         targets: (N, 2) float32, what the loss compares with.
         sources: (N,) str, the collection of each.
         paths: (N,) what an error message calls each.
+        families: (N,) str; by default each picture is its own.
+        copies: (N, K, 1, H, W) uint8, strongly changed copies of each (`hub_model.changes.random_copy`); K may be 0.
+        any_look: whether an item is drawn from the picture and its copies alike, or is the picture as it came.
     """
 
     def __init__(
@@ -39,16 +43,22 @@ class Images(torch.utils.data.Dataset):
         targets: torch.Tensor,
         sources: Sequence[str],
         paths: Sequence[str],
+        families: Sequence[str] | None = None,
+        copies: torch.Tensor | None = None,
     ) -> None:
         self.pixels, self.labels, self.targets = pixels, labels, targets
         self.sources, self.paths = np.asarray(sources), list(paths)
+        self.families = np.asarray(self.paths if families is None else families)
+        self.copies = pixels.new_empty((len(pixels), 0, *pixels.shape[1:])) if copies is None else copies
+        self.any_look = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        look = int(torch.randint(1 + self.copies.shape[1], ())) if self.any_look else 0
         return {
-            "pixels": self.pixels[index],
+            "pixels": self.copies[index, look - 1] if look else self.pixels[index],
             "labels": self.labels[index],
             "targets": self.targets[index],
             "index": index,
@@ -65,26 +75,40 @@ def standardise(pixels: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.T
     return pixels.expand(-1, 3, -1, -1).sub(mean).div(std)
 
 
-def read_images(rows: "Dataset", transform: Transform, pretrained_cfg: dict[str, Any], name: str) -> Images:
+def read_images(
+    rows: "Dataset",
+    transform: Transform,
+    pretrained_cfg: dict[str, Any],
+    name: str,
+    copies: int = 0,
+    seed: int = 0,
+) -> Images:
     """Read the pictures of a split through the one preprocessing.
 
     The transform's standardisation is undone exactly (a byte is recovered by rounding), so that augmentation works on
     grey levels and `standardise` gives back what the transform gave, bit for bit.
 
     Args:
-        rows: with image, label, source and path.
+        rows: with image, label, source, path and family.
         transform: the preprocessing of the network.
         pretrained_cfg: input_size, mean and std of the network.
         name: of the split, shown beside the progress bar.
+        copies: changed copies to make of each picture, before the preprocessing.
+        seed: of the copies; each picture has its own.
     """
     size = tuple(pretrained_cfg["input_size"][1:])
     pixels = torch.empty((len(rows), 1, *size), dtype=torch.uint8)
+    changed = torch.empty((len(rows), copies, 1, *size), dtype=torch.uint8)
     for index, row in enumerate(track(rows, f"reading {name}", transient=True)):
-        pixels[index] = to_bytes(transform(row["image"].convert("L")), pretrained_cfg)
+        picture = row["image"].convert("L")
+        pixels[index] = to_bytes(transform(picture), pretrained_cfg)
+        rng = np.random.default_rng([seed, index])
+        for number in range(copies):
+            copy = Image.fromarray(random_copy(np.asarray(picture), rng))
+            changed[index, number] = to_bytes(transform(copy), pretrained_cfg)
     labels = torch.tensor(rows["label"])
-    return Images(
-        pixels, labels, F.one_hot(labels.clamp_min(0), len(LABELS)).float(), rows["source"], rows["path"]
-    )
+    targets = F.one_hot(labels.clamp_min(0), len(LABELS)).float()
+    return Images(pixels, labels, targets, rows["source"], rows["path"], rows["family"], changed)
 
 
 def to_bytes(tensor: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.Tensor:

@@ -16,12 +16,13 @@ from accelerate import PartialState
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from hub_model import hub_folder
+from hub_model import hub_folder, lungs
 from hub_model.hub_folder import LABELS
 from hub_model.refused import Refused
+from hub_model.whole import whole_file
 
 from ..data.dataset import Origin, open_data
-from . import backbones, distillation, probe, speed
+from . import backbones, distillation, probe, speed, steady
 from . import trainer as training
 from .batches import Batches, Images, read_images
 from .settings import Settings, with_settings
@@ -147,7 +148,7 @@ def _world() -> int:
 
 def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network) -> dict[str, Images]:
     """The images of train and validation, with the teachers' share in the targets of the former."""
-    transform = hub_folder.transform_of(network.config)
+    transform = hub_folder.transform_of(network.config, _finder(settings))
     cfg = network.config["pretrained_cfg"]
     known = without(splits, settings.without_source)
     for name in ("train", "validation"):
@@ -158,12 +159,34 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
                 f"The {name} split has {found}. Both classes are needed in both splits: give more data, of more "
                 "families."
             )
-    images = {name: read_images(known[name], transform, cfg, name) for name in ("train", "validation")}
+    copies = {"train": settings.row.copies, "validation": 0}
+    images = {
+        name: read_images(known[name], transform, cfg, name, number, settings.seed)
+        for name, number in copies.items()
+    }
     if settings.teacher:
         images["train"] = distillation.with_teachers(
             images["train"], known["train"], settings, transform, network.config
         )
     return images
+
+
+def _finder(settings: Settings) -> lungs.LungFinder | None:
+    """The lung network that the run's pictures are cut by.
+
+    Raises:
+        Refused: the folder has none, or one for the other modality.
+    """
+    if settings.lungs is None:
+        return None
+    finder = lungs.load(settings.lungs)
+    if finder is None or finder.modality != settings.modality:
+        found = f"one for {finder.modality} pictures" if finder else "no lung network"
+        raise Refused(
+            f"--lungs {settings.lungs} holds {found}; one for {settings.modality} pictures is needed (`python -m train "
+            "lungs`)."
+        )
+    return finder
 
 
 def _check_run(out: Path, settings: Settings, overwrite: bool) -> None:
@@ -275,6 +298,12 @@ def _train(trainer: training.RecipeTrainer, checkpoints: Path) -> training.Compl
     trainer.add_callback(clock)
     if trainer.recipe.probe and last is None:
         probe.probe_head(trainer.network, trainer.train_dataset, trainer.batches, trainer.sampler().weights)
+    if (
+        trainer.recipe.steady
+    ):  # also where a run goes on: this is its teacher, and the same seed gives the same one
+        speed.keep_head_precise(trainer.network.get_classifier())
+        steady.steady_head(trainer.network, trainer.train_dataset, trainer.batches.pretrained_cfg, trainer.recipe,
+                           trainer.args.seed, trainer.args.bf16)  # fmt: skip
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return clock
 
@@ -308,12 +337,16 @@ def _save(
         },
         "history": training.history(trainer),
     }
+    view = {"view": lungs.LUNGS} if settings.lungs else {}
+    for name in lungs.FILES if settings.lungs else ():
+        with whole_file(out / name) as new:
+            shutil.copyfile(settings.lungs / name, new)
     hub_folder.save(
         out,
         training.best_network(trainer),
         architecture=network.architecture,
         model_args=network.model_args,
         pretrained_cfg=network.pretrained_cfg,
-        screening={"modality": settings.modality, **UNCALIBRATED, "provenance": provenance},
+        screening={"modality": settings.modality, **view, **UNCALIBRATED, "provenance": provenance},
     )
     shutil.rmtree(out / CHECKPOINTS)

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from hub_model import lungs
-from hub_model.lung_net import WIDTHS, LungNet
+from hub_model.lung_net import LungNet
 from hub_model.refused import Refused
 
 from ..data.dataset import load_data
@@ -119,7 +119,6 @@ def train_lungs(
     network.half().float()  # what is measured from here on is what is stored
     settings = {
         "modality": modality,
-        "widths": list(WIDTHS),
         "outlines": {"train": outlined, "validation": len(held_out.names), "unseen": len(unseen.names)},
         "without_source": sorted(apart),
         "dice": {
@@ -131,7 +130,7 @@ def train_lungs(
         **fingerprint(parts),
         "seconds": round(time.monotonic() - started, 1),
     }
-    lungs.save(out, network.state_dict(), settings)
+    lungs.save(out, network, settings)
     return settings
 
 

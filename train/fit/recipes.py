@@ -25,6 +25,12 @@ class Recipe:
             which distorts the features that came with the weights (Kumar et al. 2022, arXiv:2202.10054).
         blind: Rounds in which that regression is made blind to the directions that tell sources apart within
             a class (iterative null-space projection, Ravfogel et al. 2020, arXiv:2004.07667).
+        copies: Strongly changed copies of each training picture that a steady head learns from.
+        steady: Penalty on what such copies move, of a head that is fitted by least squares; 0 is no such head
+            (see `train.fit.steady`).
+        source_penalty: Its penalty on what tells the sources of one label apart.
+        ridge: Its penalty on every weight.
+        consistent: Whether the network then learns to give any copy the log-odds that this head gives the mean of them.
         epsilon: Adam's.
         beta2: Adam's decay of squared gradients.
         schedule: "constant" or "cosine" (to zero).
@@ -53,6 +59,11 @@ class Recipe:
     freeze_stages: int = 0
     probe: float = 0.0
     blind: int = 0
+    copies: int = 0
+    steady: float = 0.0
+    source_penalty: float = 0.0
+    ridge: float = 0.1
+    consistent: bool = False
     epsilon: float = KERAS_EPSILON
     beta2: float = 0.999
     schedule: str = "constant"
@@ -96,6 +107,14 @@ RECIPES = {
     # most collections that had no part in training
     "blind_probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, blind=3,
                           epsilon=1e-8, freeze_norms=99, balance="source", augment="medium"),
+    # the head alone by least squares, deaf to harmless changes and to what tells collections apart
+    "steady_probe": Recipe(batch=24, epochs=1, learning_rate=1e-6, freeze_stages=99, epsilon=1e-8, freeze_norms=99,
+                           balance="source", copies=6, steady=3.0, source_penalty=10.0, input_size=160),
+    # that head averaged over changed copies is the teacher of the network itself: it learns to answer every copy alike
+    # and is not free to learn which collection a picture came from
+    "steady": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
+                     warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
+                     source_penalty=10.0, consistent=True, input_size=160),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                       weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",

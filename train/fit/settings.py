@@ -83,6 +83,10 @@ class Settings:
     std: Annotated[
         float | None, typer.Option(help="standard deviation of pixels in 0..1, as INIT was trained")
     ] = None
+    lungs: Annotated[
+        Path | None,
+        typer.Option(help="folder of a lung network: every picture is cut to its lungs, in use too"),
+    ] = None
     bf16: Annotated[
         bool | None, typer.Option(help="compute in bfloat16; by default where this CPU is faster so")
     ] = None
@@ -150,7 +154,7 @@ class Settings:
             name: [_last_name(place) for place in told[name]]
             if isinstance(told[name], list)
             else told[name] and _last_name(told[name])
-            for name in ("data", "init", "teacher", "unlabelled")
+            for name in ("data", "init", "lungs", "teacher", "unlabelled")
         }
         return told | places
 

@@ -50,6 +50,20 @@ def arrange(network: nn.Module, bf16: bool) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def keep_head_precise(head: nn.Module) -> None:
+    """Let the last layer compute in float32 also where all before it is in bfloat16, in place.
+
+    Weights of a least-squares head nearly cancel: rounded to bfloat16 they moved the log-odds by more than 1.
+    """
+    forward = head.forward
+
+    def precise(features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return forward(features.float())
+
+    head.forward = precise
+
+
 def _gains_by_copies(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d

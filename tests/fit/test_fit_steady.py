@@ -1,0 +1,113 @@
+"""Training that harmless changes cannot help: copies, the steady head, consistency, and the view cut to lungs."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hub_model import hub_folder, lungs
+from hub_model.lung_net import LungNet
+from train.fit import speed
+from train.fit.batches import read_images
+from train.fit.fit import fit
+from train.fit.recipes import RECIPES, Recipe
+from train.fit.steady import features_of_looks, steady_head
+
+SMALL = "mobilenetv3_small_050"
+CFG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Slices whose label shows in a coarse pattern that no harmless change takes away."""
+    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    for label, stripes in (("COVID", 3), ("Non-COVID", 9)):
+        (root / "CT" / label).mkdir(parents=True)
+        for index in range(24):
+            wave = np.sin(np.arange(80) / 80 * stripes * 2 * np.pi + rng.uniform(0, 6))
+            grey = 120 + 50 * wave[:, None] + rng.normal(0, 15, (80, 80))
+            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(root / "CT" / label / f"{index}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    steady = Recipe(batch=8, epochs=1, learning_rate=1e-4, freeze_norms=99, input_size=32, copies=2, steady=1.0,
+                    source_penalty=1.0, consistent=True, balance="source")  # fmt: skip
+    monkeypatch.setitem(RECIPES, "tiny_steady", steady)
+
+
+def images_of(archive, copies):
+    from train.data.dataset import load_data
+
+    part = load_data(str(archive), modality="ct", families="known")["train"]
+    config = hub_folder.make_config(SMALL, {}, CFG, 1024)
+    return read_images(
+        part, hub_folder.transform_of(config), config["pretrained_cfg"], "train", copies, seed=3
+    )
+
+
+def network():
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model(SMALL, num_classes=2).eval()
+
+
+def test_copies_are_repeatable_and_drawn_only_where_asked(archive):
+    images, again = images_of(archive, 2), images_of(archive, 2)
+    assert images.copies.shape == (len(images), 2, 1, 32, 32)
+    assert torch.equal(images.copies, again.copies)
+    assert not torch.equal(images.copies[0, 0], images.copies[0, 1])
+    assert all(torch.equal(images[0]["pixels"], images.pixels[0]) for _ in range(8))
+    images.any_look = True
+    assert any(not torch.equal(images[0]["pixels"], images.pixels[0]) for _ in range(20))
+
+
+def test_the_head_answers_as_it_was_fitted_and_targets_are_smooth(archive):
+    images, net = images_of(archive, 2), network()
+    steady_head(net, images, CFG, RECIPES["tiny_steady"], seed=0)
+    assert images.any_look
+    assert torch.allclose(images.targets.sum(1), torch.ones(len(images)))
+    covid = images.targets[:, 1]
+    assert covid[images.labels == 1].mean() > covid[images.labels == 0].mean() + 0.2
+    features = features_of_looks(net, images, CFG)
+    assert features.shape[:2] == (len(images), 3)
+    pixels = images.pixels.float().div(255).sub(0.5).div(0.25).expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        logits = net(pixels)
+    head = net.get_classifier()
+    expected = torch.from_numpy(features[:, 0]).float() @ head.weight.T + head.bias
+    assert torch.allclose(logits, expected, atol=0.05)
+
+
+def test_without_consistency_labels_stay_the_targets(archive):
+    from dataclasses import replace
+
+    images, net = images_of(archive, 1), network()
+    before = images.targets.clone()
+    steady_head(net, images, CFG, replace(RECIPES["tiny_steady"], consistent=False), seed=0)
+    assert torch.equal(images.targets, before) and not images.any_look
+
+
+def test_the_head_stays_precise_in_bfloat16():
+    head = torch.nn.Linear(512, 2)
+    features = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)) + 30
+    exact = head(features)
+    speed.keep_head_precise(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(features), exact)
+
+
+def test_a_run_cut_to_lungs_carries_the_lung_network(archive, tmp_path):
+    torch.manual_seed(0)
+    lungs.save(tmp_path / "lungs", LungNet().eval(), {"modality": "ct"})
+    out = fit(data=[str(archive)], modality="ct", variant=SMALL, recipe="tiny_steady", out=tmp_path / "run",
+              families="known", lungs=tmp_path / "lungs")  # fmt: skip
+    folder = hub_folder.open_folder(out)
+    assert folder.screening["view"] == lungs.LUNGS
+    assert lungs.load(out) is not None
+    film = Image.fromarray((np.arange(80 * 80).reshape(80, 80) % 60 + 90).astype(np.uint8))
+    expected = hub_folder.transform_of(folder.config)(lungs.load(out).view(film))
+    assert torch.equal(folder.transform(film), expected)
+    assert not torch.equal(folder.transform(film), hub_folder.transform_of(folder.config)(film))
