@@ -1,59 +1,95 @@
 """``covid-xct``: score pictures and look into models from a shell."""
 
-import csv
 import json
 import math
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import hub_folder
+from . import hub_folder, scoring
 from .refused import Refused
-from .screener import REFUSED, AutoScreener, Screener
+from .screener import BATCH, WORKERS, AutoScreener, Screener
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-COLUMNS = ("file", "decision", "probability", "operating_point", "threshold", "modality", "reasons")
 
 
 @app.command()
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="pictures, or folders of them at any depth")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="pictures, zip or tar archives, or folders of them at any depth")
+    ],
     model: Annotated[
         str, typer.Option(help="xray or ct (embedded), auto (whichever fits), a hub folder, or a Hub id")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="CSV file to write; by default rows go to the terminal")
+        Path | None,
+        typer.Option(
+            help=".csv, .jsonl or .parquet file; the same command goes on where a killed one stopped"
+        ),
     ] = None,
     operating_point: Annotated[str | None, typer.Option(help="sensitivity, balanced or specificity")] = None,
     revision: Annotated[str | None, typer.Option(help="revision of a Hub id")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a line instead of CSV")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="on the terminal, one JSON object a line instead of CSV")
+    ] = False,
+    heat_maps: Annotated[
+        Path | None, typer.Option(help="folder for pictures tinted by where the model looked")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures that the network sees at once")] = BATCH,
+    workers: Annotated[int, typer.Option(min=1, help="threads that read the next pictures")] = WORKERS,
+    backend: Annotated[str, typer.Option(help="onnx or torch")] = "onnx",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; with torch any of its devices")] = "cpu",
 ) -> None:
     """Screen pictures: one row a file. A file that cannot be judged gets a row with decision "refused" and the reason.
 
     Exit code 1 where every file was refused.
     """
-    screener = (
-        AutoScreener.from_pretrained() if model == "auto" else Screener.from_pretrained(model, revision)
-    )
-    files = list(_files(paths))
-    if not files:
-        raise NoPictures(
-            f"There is no file under {', '.join(map(str, paths))}. Give pictures or folders with pictures."
+    if json_lines and out is not None:
+        raise WrongOptions(
+            "--json is for the terminal; the name of --out says what is written (.csv, .jsonl, .parquet)."
         )
-    rows = []
-    for file in track(files, "screening", console=Console(stderr=True), transient=True):
-        finding = screener.screen(file, operating_point)
-        values = (file.as_posix(), finding.decision, finding.probability, finding.operating_point, finding.threshold,
-                  finding.modality, " ".join(finding.reasons))  # fmt: skip
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    _write(rows, out, json_lines)
-    if all(row["decision"] == REFUSED for row in rows):
+    if model == "auto" and revision is not None:
+        raise WrongOptions(
+            f"--model auto means the models in this package, which have no revision {revision!r}. Name the Hub id that "
+            "has it: --model org/name."
+        )
+    if model == "auto":
+        screener = AutoScreener.from_pretrained(backend=backend, device=device)
+    else:
+        screener = Screener.from_pretrained(model, revision, backend, device)
+    console = Console(stderr=True)
+    columns = (TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("screening", total=None, rate="")
+
+        def watch(tally: scoring.Tally) -> None:
+            speed = progress.tasks[task].finished_speed or progress.tasks[task].speed or 0
+            done = tally.decisions.total()
+            progress.update(
+                task,
+                completed=done,
+                total=max(done, tally.expected - tally.earlier),
+                rate=f"{speed:.1f} a second",
+            )
+
+        tally = scoring.score(
+            paths,
+            screener,
+            out,
+            operating_point=operating_point,
+            heat_maps=heat_maps,
+            batch_size=batch_size,
+            workers=workers,
+            json_lines=json_lines,
+            watch=watch,
+        )
+    console.print(scoring.told(tally), highlight=False)
+    if scoring.all_refused(tally):
         raise typer.Exit(1)
 
 
@@ -65,7 +101,7 @@ def info(
     """Say what a model is: modality, architecture, operating points and the figures they were chosen on (JSON)."""
     folder = hub_folder.load(model, revision)
     shown = {key: folder.screening.get(key) for key in ("modality", "calibrated", "operating_points")}
-    shown["leaks"] = folder.screening.get("provenance", {}).get("split") == "random"
+    shown["leaks"] = (folder.screening.get("provenance") or {}).get("split") == "random"
     shown["architecture"] = folder.config["architecture"]
     shown["input_size"] = folder.config["pretrained_cfg"]["input_size"]
     shown["stored_numbers"] = sum(math.prod(place.shape) for place in folder.weights().header.values())
@@ -73,33 +109,16 @@ def info(
     print(json.dumps(shown, indent=2))
 
 
-class NoPictures(Refused):
-    """Nothing to score."""
+@app.command()
+def graph(
+    folder: Annotated[Path, typer.Argument(help="hub folder that lacks model.onnx")],
+) -> None:
+    """Write model.onnx into an older hub folder, so that it screens without torch. Needs covid-xct[train]."""
+    print(hub_folder.add_graph(folder) / hub_folder.GRAPH)
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        else:
-            yield path  # one that does not exist gets its row, too: nothing is dropped in silence
-
-
-def _write(rows: list[dict], out: Path | None, json_lines: bool) -> None:
-    temporary = out.with_name(f".{out.name}.partial") if out else None
-    stream = open(temporary, "w", newline="", encoding="utf-8") if temporary else sys.stdout  # noqa: SIM115
-    try:
-        if json_lines:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    finally:
-        if temporary:
-            stream.close()
-    if temporary:
-        os.replace(temporary, out)
+class WrongOptions(Refused):
+    """Options that contradict each other."""
 
 
 def main() -> None:

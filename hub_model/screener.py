@@ -20,7 +20,7 @@ from PIL import Image
 
 from . import hub_folder, layout, lungs
 from .backends import BACKENDS, Backend, BackendRefused, OnnxRuntime, TorchNetwork
-from .grey import ImageRefused
+from .grey import MAX_BYTES, ImageRefused
 from .guard import BLANK, Guard, is_blank
 from .heatmap import overlay
 from .images import read_image
@@ -452,7 +452,7 @@ class AutoScreener:
             UnknownOperatingPoint: one that no model has; a model that lacks it uses its first.
         """
         points = self._points(operating_point)
-        source = source.read() if hasattr(source, "read") else source
+        source = _held(source)
         given = [
             screener._judged([screener._taken(source, frame)], point, heat_map)[0]
             for screener, point in zip(self.screeners, points, strict=True)
@@ -475,8 +475,7 @@ class AutoScreener:
         def taken(source: Any) -> list[Taken]:
             source, frame = source if isinstance(source, Frame) else (source, None)
             with contextlib.suppress(Exception):  # whoever asks for it next says what is wrong
-                content = source() if callable(source) else source
-                source = content.read() if hasattr(content, "read") else content
+                source = _held(source() if callable(source) else source)
             return [screener._surely_taken(Frame(source, frame), keep_images) for screener in self.screeners]
 
         def judged(batch: list[list[Taken]]) -> list[Finding]:
@@ -517,6 +516,19 @@ def chosen(given: Sequence[Finding]) -> Finding:
     nearest = min(telling, key=_distance)
     image = next((finding.image for finding in telling if finding.image is not None), None)
     return replace(nearest, reasons=reasons, image=image)
+
+
+def _held(source: Any) -> Any:
+    """The contents of an open binary file from its beginning, for several models to read; anything else as it is."""
+    if (
+        not hasattr(source, "read")
+        or isinstance(source, os.PathLike)
+        or not isinstance(source.read(0), bytes)
+    ):
+        return source
+    if getattr(source, "seekable", lambda: False)():
+        source.seek(0)
+    return source.read(MAX_BYTES + 1)
 
 
 def _distance(finding: Finding) -> float:

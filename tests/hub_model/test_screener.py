@@ -183,7 +183,7 @@ def test_score_writes_a_row_a_file_and_drops_none(guarded, pictures, tmp_path):
 
 def test_score_says_what_is_wrong_in_one_paragraph(guarded, tmp_path):
     for arguments, words in (
-        (("score", tmp_path, "--model", guarded), "no file"),
+        (("score", tmp_path, "--model", guarded), "no picture under"),
         (("score", tmp_path, "--model", tmp_path), "has no config.json"),
         (("score", __file__, "--model", guarded, "--operating-point", "x"), "this model has sensitivity"),
     ):
@@ -215,6 +215,16 @@ class TestAuto:
         with open(example, "rb") as stream:
             found = both.screen(stream, "specificity")
         assert found == both.choose(example).screen(example, "specificity")
+
+    def test_open_files_are_read_from_their_beginning_every_time(self, both, tmp_path):
+        example = next(EXAMPLES.glob("phantom_ct_*.png"))
+        with open(example, "rb") as stream:
+            stream.read(16)
+            assert both.screen(stream) == both.screen(stream) == both.screen(example)
+        (tmp_path / "secret.txt").write_text("patient: Jane Doe")
+        with open(tmp_path / "secret.txt") as stream:
+            reasons = " ".join(both.screen(stream).reasons)
+        assert "TextIOWrapper" in reasons and "Jane" not in reasons
 
     def test_nonsense_is_refused_and_not_guessed(self, both):
         assert both.screen(b"no picture").decision == "refused"

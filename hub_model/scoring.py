@@ -1,0 +1,260 @@
+"""Screen whole archives: find the pictures, judge them in batches, write a row for each as it is ready."""
+
+import hashlib
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .archives import ArchiveRefused, is_archive, open_archive
+from .folders import shown, walk
+from .grey import ImageRefused
+from .heatmap import overlay
+from .refused import Reason, Refused
+from .rows import RowFile, Terminal, one_line
+from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener
+from .whole import whole_file
+
+LOCKED_FOLDER = Reason("The folder cannot be listed. Check that you may read it.", "locked_folder")
+LONGEST_NAME = 120  # letters of a heat map's file name that say which picture it is of
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to judge.
+
+    Attributes:
+        name: what its row is called: the path as it was given, with '/' before the part within an archive.
+        source: what `Screener.screen_many` takes.
+        number: its place in the archive; two pictures there may have one name.
+    """
+
+    name: str
+    source: Any
+    number: int = 0
+
+
+@dataclass
+class Tally:
+    """What a run came across.
+
+    Attributes:
+        decisions: how many pictures of each.
+        expected: pictures known so far, judged or not.
+        earlier: pictures that an earlier run had judged.
+        rubbish: files that systems leave, passed over.
+        again: links to folders that are listed already.
+    """
+
+    decisions: Counter[str] = field(default_factory=Counter)
+    expected: int = 0
+    earlier: int = 0
+    rubbish: int = 0
+    again: int = 0
+
+
+def score(
+    paths: Sequence[str | os.PathLike],
+    screener: Screener | AutoScreener,
+    out: str | os.PathLike | None = None,
+    *,
+    operating_point: str | None = None,
+    heat_maps: str | os.PathLike | None = None,
+    batch_size: int = BATCH,
+    workers: int = WORKERS,
+    json_lines: bool = False,
+    watch: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Judge every picture under some paths: one row a file, none dropped in silence.
+
+    Args:
+        paths: pictures, folders of any depth (links are followed once), zip and tar archives (read in place).
+        screener: who judges them.
+        out: file for the rows, .csv, .jsonl or .parquet; the terminal by default. Rows of an earlier, killed run stay,
+            and their files are not judged again.
+        operating_point: a name; by default each model's first.
+        heat_maps: folder for pictures tinted by where the model looked.
+        batch_size: pictures that the network sees at once.
+        workers: threads that read the next pictures meanwhile.
+        json_lines: on the terminal, JSON lines instead of CSV.
+        watch: called after every row.
+
+    Returns:
+        How many pictures were decided how.
+
+    Raises:
+        NoPictures: there is no file under the paths.
+        RowsRefused: `out` cannot be written, or holds rows of other models or settings.
+        UnknownOperatingPoint: one that no model has.
+        OSError: the disk is full, or a place cannot be written; rows so far are kept.
+    """
+    screener.screen_many([], operating_point)  # a wrong point is said before anything is made
+    tally = Tally()
+    settings = settings_of(screener, operating_point, heat_maps is not None)
+    if heat_maps is not None:
+        Path(heat_maps).mkdir(parents=True, exist_ok=True)
+    with RowFile(out, settings) if out is not None else Terminal(json_lines) as rows:
+        ours = [place.resolve() for place in getattr(rows, "beside", ())]
+        waiting: deque[Item] = deque()  # in the order of the findings
+
+        def sources() -> Iterator[Any]:
+            for item in _new(items(paths, tally, ours), rows, tally):
+                waiting.append(item)
+                yield item.source
+
+        found = screener.screen_many(
+            sources(),
+            operating_point,
+            heat_maps is not None,
+            batch_size=batch_size,
+            workers=workers,
+            keep_images=heat_maps is not None,
+        )
+        for finding in found:
+            item = waiting.popleft()
+            rows.write(row_of(item.name, finding, _drawn(item, finding, heat_maps)))
+            tally.decisions[finding.decision] += 1
+            watch(tally)
+        if not tally.expected:
+            raise NoPictures(
+                f"There is no picture under {', '.join(map(str, paths))}. Give pictures, archives or folders of them."
+            )
+    return tally
+
+
+class NoPictures(Refused):
+    """Nothing to score."""
+
+
+def settings_of(
+    screener: Screener | AutoScreener, operating_point: str | None, heat_maps: bool
+) -> dict[str, Any]:
+    """What the rows of a run depend on."""
+    models = getattr(screener, "screeners", (screener,))
+    keys = ("weights_sha256", "guard_sha256", "view")
+    return {
+        "models": {one.modality: {key: one.screening.get(key) for key in keys} for one in models},
+        "operating points": {one.modality: one.operating_points for one in models},
+        "operating point": operating_point,
+        "heat maps": heat_maps,
+    }
+
+
+def row_of(name: str, finding: Finding, heat_map: str | None = None) -> dict[str, Any]:
+    """The columns of `rows.COLUMNS` for one finding."""
+    told = finding.to_dict()
+    return {
+        **told,
+        "file": name,
+        "reasons": " ".join(one_line(reason) for reason in told["reasons"]),
+        "codes": " ".join(told["codes"]),
+        "heat_map": heat_map,
+    }
+
+
+def items(paths: Sequence[str | os.PathLike], tally: Tally, ours: Sequence[Path] = ()) -> Iterator[Item]:
+    """Everything under the paths, in the order of names; archives are opened as they come.
+
+    A path that does not exist gets its item, too: judging it will say so.
+
+    Args:
+        paths: files and folders.
+        tally: where the number of items and what was passed over are counted.
+        ours: files that are not pictures but this run's own.
+    """
+    met: set[str] | None = (
+        set() if len(paths) > 1 else None
+    )  # what lies under two of the paths is judged once
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield from _of_file(path, tally, ours, met)
+            continue
+        walked = walk(path)
+        tally.rubbish += walked.rubbish
+        tally.again += len(walked.again)
+        tally.expected += len(walked.files) + len(walked.locked)
+        for locked in walked.locked:
+            yield Item(one_line(shown(locked)), partial(_refuse, LOCKED_FOLDER))
+        for file in walked.files:
+            tally.expected -= 1
+            yield from _of_file(file, tally, ours, met)
+
+
+def _of_file(file: Path, tally: Tally, ours: Sequence[Path], met: set[str] | None) -> Iterator[Item]:
+    real = os.path.realpath(file)
+    if (met is not None and real in met) or (ours and Path(real) in ours):
+        return
+    if met is not None:
+        met.add(real)
+    name = one_line(shown(file))
+    tally.expected += 1
+    try:
+        if not is_archive(file):
+            yield Item(name, file)
+            return
+        archive = open_archive(file)
+    except ArchiveRefused as refusal:
+        yield Item(name, partial(_refuse, refusal.reason))
+        return
+    except OSError:
+        yield Item(name, file)  # judging it will say why it cannot be read
+        return
+    tally.rubbish += archive.rubbish
+    tally.expected += len(archive.members) - 1
+    for member in archive.members:  # the archive closes when the last of its pictures is done
+        yield Item(f"{name}/{one_line(member.name)}", partial(_unpacked, archive, member), member.number)
+
+
+def _unpacked(archive: Any, member: Any) -> bytes:
+    try:
+        return archive.read(member)
+    except ArchiveRefused as refusal:
+        raise ImageRefused(str(refusal.reason), refusal.reason.code, **refusal.reason.values) from refusal
+
+
+def _refuse(reason: Reason) -> None:
+    raise ImageRefused(str(reason), reason.code, **reason.values)
+
+
+def _new(found: Iterator[Item], rows: RowFile | Terminal, tally: Tally) -> Iterator[Item]:
+    """Items that no earlier run has judged; of several with one name, as many are left out as there are rows."""
+    for item in found:
+        name = rows.named(item.name) if rows.done else ""
+        if rows.done[name] > 0:
+            rows.done[name] -= 1
+            tally.earlier += 1
+        else:
+            yield item
+
+
+def _drawn(item: Item, finding: Finding, folder: str | os.PathLike | None) -> str | None:
+    """Write the tinted picture; returns its file name, or None where there is no heat map."""
+    if folder is None or finding.heat_map is None:
+        return None
+    letters = "".join(c if c.isalnum() or c in "-_." else "_" for c in item.name).lstrip(".")
+    mark = hashlib.sha256(f"{item.number} {item.name}".encode()).hexdigest()[:12]
+    file = f"{letters[-LONGEST_NAME:]}-{mark}.png"
+    with whole_file(Path(folder) / file) as new:
+        overlay(finding.image, finding.heat_map).save(new)
+    return file
+
+
+def all_refused(tally: Tally) -> bool:
+    """Whether a run judged pictures and refused every one."""
+    return bool(tally.decisions) and tally.decisions[REFUSED] == tally.decisions.total()
+
+
+def told(tally: Tally) -> str:
+    """A run in one line."""
+    counts = ", ".join(f"{count:,} {decision}" for decision, count in sorted(tally.decisions.items()))
+    parts = [f"{tally.decisions.total():,} judged{f' ({counts})' if counts else ''}"]
+    further = {
+        "judged by an earlier run": tally.earlier,
+        "files of systems passed over": tally.rubbish,
+        "links to folders that were listed already": tally.again,
+    }
+    parts += [f"{count:,} {what}" for what, count in further.items() if count]
+    return "; ".join(parts) + "."
