@@ -77,8 +77,11 @@ class OnnxRuntime:
         return View(logits, heat if heat_maps else heat[:, :0, :0], features)
 
 
-def started(graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None):
-    """A session of ONNX Runtime on a graph and the weights it refers to; the arguments are those of `OnnxRuntime`.
+def started(
+    graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None, file: str = WEIGHTS
+):
+    """A session of ONNX Runtime on a graph and the weights it refers to, by the name `file`; the other arguments are
+    those of `OnnxRuntime`.
 
     Raises:
         BackendRefused: no such device here.
@@ -91,7 +94,7 @@ def started(graph: bytes, weights: Tensors, device: str = "cpu", threads: int | 
     # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     content = weights.content
-    options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
+    options.add_external_initializers_from_files_in_memory([file], [content], [len(content)])
     session = onnxruntime.InferenceSession(graph, options, providers=[_provider(device)])
     if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
         raise BackendRefused(

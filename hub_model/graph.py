@@ -59,7 +59,7 @@ def write_graph(config: dict, weights: Tensors, place: object = "config") -> byt
 
 
 def plain_graph(
-    module: nn.Module, given: str, answer: str, shape: tuple[int, ...], weights: Tensors
+    module: nn.Module, given: str, answer: str, shape: tuple[int, ...], weights: Tensors, file: str
 ) -> bytes:
     """The graph of any module of one input and one output, over the tensors of a safetensors file.
 
@@ -68,6 +68,7 @@ def plain_graph(
         given, answer: names of the input (N, *shape) and of the output.
         shape: of one input.
         weights: the file.
+        file: its name.
 
     Raises:
         FolderRefused: the graph gives other answers than torch.
@@ -92,11 +93,13 @@ def plain_graph(
         )
     proto = program.model_proto
     _strip(proto)
-    _refer(proto.graph, {name: name for name in weights.header}, weights)
+    _refer(proto.graph, {name: name for name in weights.header}, weights, file)
     graph = proto.SerializeToString()
     with torch.no_grad():
         expected = module(some).numpy()
-    difference = np.abs(started(graph, weights).run(None, {given: some.numpy()})[0] - expected).max()
+    difference = np.abs(
+        started(graph, weights, file=file).run(None, {given: some.numpy()})[0] - expected
+    ).max()
     if not difference <= max(MAX_DIFFERENCE.values()):
         raise FolderRefused(
             f"The ONNX graph of this network differs from torch by {difference:.2g}. Nothing was written. Please "
@@ -238,7 +241,9 @@ def _strip(proto: onnx.ModelProto) -> None:
     del proto.graph.value_info[:]
 
 
-def _refer(graph: onnx.GraphProto, stored: dict[str, str | None], weights: Tensors) -> None:
+def _refer(
+    graph: onnx.GraphProto, stored: dict[str, str | None], weights: Tensors, file: str = WEIGHTS
+) -> None:
     """Say of each weight where it lies in the file; halves are cast ahead of everything else."""
     casts, kept, referred, renamed = [], [], {}, {}
     for tensor in graph.initializer:
@@ -256,7 +261,7 @@ def _refer(graph: onnx.GraphProto, stored: dict[str, str | None], weights: Tenso
             data_type=TYPES[told.kind],
             data_location=onnx.TensorProto.EXTERNAL,
         )
-        for key, value in (("location", WEIGHTS), ("offset", told.start), ("length", told.stop - told.start)):
+        for key, value in (("location", file), ("offset", told.start), ("length", told.stop - told.start)):
             reference.external_data.add(key=key, value=str(value))
         referred[name] = reference
         if half:

@@ -24,8 +24,13 @@ ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 2
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 8, 13, 14
 
 
-def check_graph(graph: bytes, weights: Tensors) -> None:
+def check_graph(graph: bytes, weights: Tensors, file: str = WEIGHTS) -> None:
     """Refuse a graph that may not be run, or that does not belong to these weights.
+
+    Args:
+        graph: contents of an ONNX file.
+        weights: the safetensors file it refers to.
+        file: the name by which it does so.
 
     Raises:
         FolderRefused: damaged, too large, with operators of other domains, inner graphs or functions, or with data
@@ -39,10 +44,10 @@ def check_graph(graph: bytes, weights: Tensors) -> None:
         if not graphs:
             raise ValueError("it holds no graph")
         for inner in graphs:
-            _check_nodes(inner, places)
+            _check_nodes(inner, places, file)
     except (ValueError, IndexError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise FolderRefused(
-            f"model.onnx is not accepted: {error}. Fetch the folder again, or write its graph anew: "
+            f"The graph over {file} is not accepted: {error}. Fetch the folder again, or write its graph anew: "
             "`covid-xct graph FOLDER`."
         ) from error
 
@@ -62,12 +67,12 @@ def _check_domains(message: bytes, field: int, what: str) -> None:
             raise ValueError(f"{what} of the domain {domain[:50]!r}, which is not the standard one")
 
 
-def _check_nodes(graph: bytes, places: dict) -> None:
+def _check_nodes(graph: bytes, places: dict, file: str) -> None:
     for number, value in _fields(graph):
         if number == GRAPH_SPARSE:
             raise ValueError("it has sparse weights")
         if number == GRAPH_INITIALIZER:
-            _check_tensor(value, places)
+            _check_tensor(value, places, file)
         if number != GRAPH_NODE:
             continue
         kind = b"".join(part for field, part in _fields(value) if field == NODE_KIND).decode()
@@ -79,10 +84,10 @@ def _check_nodes(graph: bytes, places: dict) -> None:
                 if at in ATTRIBUTE_GRAPHS or at in ATTRIBUTE_SPARSE:
                     raise ValueError(f"its operator {kind[:50]!r} has an inner graph or sparse weights")
                 if at in ATTRIBUTE_TENSORS:
-                    _check_tensor(inner, {})
+                    _check_tensor(inner, {}, file)
 
 
-def _check_tensor(tensor: bytes, places: dict) -> None:
+def _check_tensor(tensor: bytes, places: dict, file: str) -> None:
     """A tensor holds its own values, or says where in the weights they lie."""
     dims, kind, name, external, elsewhere = [], None, "", {}, 0
     for number, value in _fields(tensor):
@@ -101,17 +106,17 @@ def _check_tensor(tensor: bytes, places: dict) -> None:
             external[entry[1]] = entry[2]
     if not external and not elsewhere:
         return
-    if set(external) != {"location", "offset", "length"} or external["location"] != WEIGHTS:
+    if set(external) != {"location", "offset", "length"} or external["location"] != file:
         raise ValueError(
             f"{name or 'a tensor'} wants its values from {external.get('location', 'nowhere')[:100]!r}; accepted is "
-            f"{WEIGHTS} of the same folder, with offset and length"
+            f"{file} of the same folder, with offset and length"
         )
     start, length = (int(external[key]) if external[key].isascii() and external[key].isdigit() else -1
                      for key in ("offset", "length"))  # fmt: skip
     place = places.get(start)
     if place is None or (place.stop - start, place.shape, place.kind) != (length, tuple(dims), kind):
         raise ValueError(
-            f"{name or 'a tensor'} wants {length} bytes at {start} of {WEIGHTS} as {kind} {dims}, where no such tensor "
+            f"{name or 'a tensor'} wants {length} bytes at {start} of {file} as {kind} {dims}, where no such tensor "
             "lies: graph and weights do not belong together"
         )
 

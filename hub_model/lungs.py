@@ -243,7 +243,7 @@ def load(path: str | os.PathLike) -> LungFinder | None:
         settings = layout.read_json(path / SETTINGS)
         weights = layout.read_tensors(layout.member(path, WEIGHTS))
         graph = layout.member(path, GRAPH).read_bytes()
-        check_graph(graph, weights)
+        check_graph(graph, weights, WEIGHTS)
     except (OSError, layout.FolderRefused) as error:
         raise LungsRefused(
             f"{path}: the lung network cannot be opened. {error} Fetch the folder again."
@@ -254,7 +254,7 @@ def load(path: str | os.PathLike) -> LungFinder | None:
             "covid-xct may read it."
         )
     try:
-        session = backends.started(graph, weights)
+        session = backends.started(graph, weights, file=WEIGHTS)
         outline = session.get_outputs()[0].shape[1:]
     except Exception as error:  # ONNX Runtime's own have no base in common
         raise LungsRefused(
@@ -296,9 +296,8 @@ def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) ->
     }
     with whole_file(path / WEIGHTS) as new:
         save_file(halves, new, metadata={"format": "pt"})
-    graph = plain_graph(
-        outlines, "pictures", "outlines", (1, SIDE, SIDE), layout.read_tensors(path / WEIGHTS)
-    )
+    weights = layout.read_tensors(path / WEIGHTS)
+    graph = plain_graph(outlines, "pictures", "outlines", (1, SIDE, SIDE), weights, WEIGHTS)
     with whole_file(path / GRAPH) as new:
         new.write_bytes(graph)
     told = {"format": FORMAT, "side": SIDE, **settings}

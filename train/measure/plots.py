@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from hub_model import evidence, heatmap
+from hub_model import evidence, heatmap, lungs
 from hub_model.hub_folder import COVID, LABELS, HubFolder
 
 from .metrics import at_threshold, confusion, threshold_free
@@ -138,7 +138,8 @@ def _worst_errors(folder: HubFolder, test: Predictions, part) -> Figure:
         rows = np.flatnonzero(test.labels == label)
         for column, index in enumerate(rows[np.argsort(-toward_error[rows])][:WORST]):
             image = part[int(index)]["image"].convert("L")
-            shown = evidence.heat_map(folder.model, folder.transform(image)[None])
+            box = folder.finder.find(image).box if folder.view == lungs.LUNGS else None
+            shown = lungs.placed(evidence.heat_map(folder.model, folder.transform(image)[None]), box)
             grid[2 * block, column].imshow(image, cmap="gray", vmin=0, vmax=255, aspect="auto")
             grid[2 * block, column].set_title(
                 f"{LABELS[label]}, scored {expit(test.margins[index]):.2f}\n{test.sources[index]}", fontsize=8

@@ -29,6 +29,9 @@ MODEL_FILES = (
     "evaluation.json",
     "README.md",
     "collections.json",
+    "lungs.json",
+    "lungs.safetensors",
+    "lungs.onnx",
     "covid_cnn.py",
     "modeling_covid_cnn.py",
     "plots/*.png",
@@ -166,10 +169,11 @@ def _screener(run: Path) -> Callable[[Image.Image], float]:
     import torch
 
     folder = hub_folder.open_folder(run)
+    transform = hub_folder.transform_of(folder.config)  # every loader is shown the same picture, cut by none
 
     def probability(image: Image.Image) -> float:
         with torch.inference_mode():
-            return float(folder.model(folder.transform(image)[None]).softmax(1)[0, COVID])
+            return float(folder.model(transform(image)[None]).softmax(1)[0, COVID])
 
     return probability
 
