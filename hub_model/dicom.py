@@ -2,29 +2,32 @@
 
 - CT in Hounsfield units (HU) is always shown in the lung window (level -600, width 1500), whatever window the
   file carries: that may be one for soft tissue, in which the lungs are black; the models know lung windows.
-- Everything else goes through rescale or modality LUT, then VOI LUT or window (the first of several); without
-  a usable one through the percentiles of ``grey.py``, padding left out. MONOCHROME1 is turned, so that high
-  values are bright.
+  CT of more than 8 bits that does not say how its values become HU is refused.
+- Everything else goes through rescale or modality LUT, then VOI LUT or window (the first usable one); without
+  one through the percentiles of ``grey.py``. MONOCHROME1 is turned, so that high values are bright.
+- Padding (PS3.3 C.7.5.1.1.2) takes no part in any of this and is shown as black.
+- Pixels that are higher than wide, or wider than high, are made square.
 
-Only the elements in `TAGS` are read, none of which names a patient.
+Only the elements in `TAGS` are read, none of which names a patient. docs/reading.md lists every rule.
 """
 
-import logging
-import threading
+import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from PIL import Image
 from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
+from pydicom.pixels import apply_color_lut, pixel_array
 
+from . import codecs
 from .grey import (
     MAX_BYTES,
     ImageRefused,
+    check_frames,
     check_size,
     chosen_frame,
     decoding,
@@ -34,17 +37,55 @@ from .grey import (
 from .refused import Reason
 
 LUNG_WINDOW = (-1350.0, 150.0)  # HU, shown as black and white: level -600, width 1500
+LUNG, TISSUE = -500, 0  # HU: values from below the first to above the second are there in every chest slice
+AIR_SHARE = (
+    0.01  # of the pixels; at least so many lie below LUNG in a slice whose unit must be told from its values
+)
+CT_INTERCEPT = -900  # HU; no other modality rescales by such a number (-1000 and -1024 are usual)
 MODALITIES = {"xray": ("CR", "DX", "RG"), "ct": ("CT",)}  # PS3.3 C.7.3.1.1.1
 UNSPECIFIC = ("", "OT", "SC")  # screen captures and converted files do not say what they show
+CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+KNOWN_MODALITIES = frozenset(
+    "AR ASMT AU BDUS BI BMD CD CF CFM CP CR CS CT DD DF DG DM DMS DOC DS DX EC ECG EEG EMG EOG EPS ES FA FID FS GM "
+    "HC HD IO IOL IVOCT IVUS KER KO LEN LP LS M3D MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA "
+    "PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT SC SD SEG SM "
+    "SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF XA XAPROTOCOL XC".split()
+)
+OVERVIEWS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM", "SCANOSCOPE"}  # in ImageType
+LATERAL_VIEWS = {
+    "LL",
+    "RL",
+    "LLO",
+    "RLO",
+    "L",
+    "LAT",
+    "LATERAL",
+    "LLAT",
+    "RLAT",
+    "LEFT LATERAL",
+    "RIGHT LATERAL",
+}
+MAX_STRETCH = 4  # how many times higher than wide a pixel may be, or wider than high
+SQUARE = 0.01  # pixels whose sides differ by less are square
+NATIVE = (
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+)
 TAGS = [
-    *("ImageType", "Modality", "PresentationIntentType", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
+    *("SOPClassUID", "ImageType", "Modality", "PresentationIntentType", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"),
+    *("ViewPosition", "ViewCodeSequence"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
 PLACE_TAGS = ["SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
 PIXEL_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
@@ -65,46 +106,63 @@ def lung_window(hu: np.ndarray) -> np.ndarray:
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """The elements that describe the picture, without its pixels.
+    """Read the elements that describe the picture, without its pixels.
 
     Raises:
-        ImageRefused: there is no picture in the file, or it is damaged.
+        ImageRefused: there is no picture in the file, it is damaged, declares more frames than it holds or than
+            are accepted, or is compressed in a way that is not read.
     """
-    with decoding(), _unlogged():
-        _check_inflated(stream)
+    with decoding():
+        syntax, size = _syntax_and_size(stream)
+        _check_syntax(syntax)
         stream.seek(0)
         tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
         if not tags.get("Rows") or not tags.get("Columns"):
-            what = "it holds no picture but, say, a report, a plan or a directory"
-            raise ImageRefused(f"{what}. Export the film or slice itself.", "dicom_without_picture")
-        frames = max(1, int(tags.get("NumberOfFrames") or 1))
-        return Header(tags, frames, tags.file_meta.get("TransferSyntaxUID"))
+            raise ImageRefused(
+                "it holds no picture but, say, a report, a plan or a directory. Export the film or slice itself.",
+                "dicom_without_picture",
+            )
+        frames = int(max(1, *_numbers(tags, "NumberOfFrames")[:1], 1))
+        check_frames(frames)
+        cell = 1 if syntax in codecs.READ else tags.Rows * tags.Columns * tags.BitsAllocated // 8
+        if frames > 1 and frames * cell > size:
+            raise ImageRefused(
+                f"it declares {frames} frames and is too short to hold them. Export it again.", "damaged"
+            )
+        return Header(tags, frames, syntax)
 
 
 def read_place(stream: BinaryIO) -> tuple | None:
-    """Sort key of a slice: series by series, from the head down; without a position, by instance number.
+    """Read the sort key of a slice: series by series, from the head down; without a position, by number.
 
-    A slice's place is its corner along the normal of its plane (PS3.3 C.7.6.2.1.1), so that oblique stacks
-    are in order too. None where the file says nothing of it.
+    A slice's place is its corner along the normal of its plane (PS3.3 C.7.6.2.1.1), so that oblique stacks are
+    in order too. The normal is taken towards the head whichever way rows and columns run; where it lies flat, as
+    in sagittal and coronal stacks, towards the patient's back or left.
+
+    Returns:
+        None where the file says nothing of it.
 
     Raises:
         ImageRefused: the file is damaged.
     """
-    with decoding(), _unlogged():
-        _check_inflated(stream)
+    with decoding():
+        _syntax_and_size(stream)
         stream.seek(0)
         tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=PLACE_TAGS)
-        corner, axes = tags.get("ImagePositionPatient"), tags.get("ImageOrientationPatient")
-        series, number = str(tags.get("SeriesInstanceUID") or ""), tags.get("InstanceNumber")
-        if corner and len(corner) == 3:
-            axes = axes if axes and len(axes) == 6 else (1, 0, 0, 0, 1, 0)
-            normal = np.cross(np.array(axes[:3], float), np.array(axes[3:], float))
-            return series, 0, -float(normal @ np.array(corner, float)), int(number or 0)
-        return None if number is None else (series, 1, 0.0, int(number))
+        corner, axes = _numbers(tags, "ImagePositionPatient"), _numbers(tags, "ImageOrientationPatient")
+        series = str(tags.get("SeriesInstanceUID") or "")
+        number = [int(value) for value in _numbers(tags, "InstanceNumber")[:1]]
+        if len(corner) == 3:
+            axes = axes if len(axes) == 6 else (1, 0, 0, 0, 1, 0)
+            normal = np.cross(axes[:3], axes[3:])
+            upright = normal[2] if abs(normal[2]) > 0.1 else normal[np.abs(normal).argmax()]
+            place = float(normal @ np.array(corner)) * (-1 if upright > 0 else 1)
+            return series, 0, place, number[0] if number else 0
+        return (series, 1, 0.0, number[0]) if number else None
 
 
 def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None = None) -> np.ndarray:
-    """One frame as (rows, columns) uint8.
+    """Read one frame as (rows, columns) uint8, its pixels made square.
 
     Args:
         stream: the file, seekable.
@@ -114,153 +172,444 @@ def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None =
     Raises:
         ImageRefused: see `hub_model.images.read_image`.
     """
-    kinds = MODALITIES[modality] if modality else None
+    if modality:
+        MODALITIES[modality]  # a wrong word is the caller's mistake
     header = read_header(stream)
     tags = header.tags
     index = chosen_frame(frame, header.frames)
-    with decoding(), _unlogged():
-        _check_kind(tags, kinds)
-        check_size(int(tags.Columns), int(tags.Rows))
+    with decoding():
         _take_frame_groups(tags, index)
-        encapsulated = header.syntax is not None and header.syntax.is_encapsulated
+        _check_kind(tags, modality)
+        check_size(int(tags.Columns), int(tags.Rows))
     refusal = Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
-    if encapsulated:
-        syntax = header.syntax.name
+    if header.syntax in codecs.READ:
+        name = _name_of(header.syntax)
         refusal = Reason(
-            f"its pixels, compressed as {syntax}, cannot be decoded. Export it uncompressed "
-            "(Explicit VR Little Endian); if whole, a further decoder may help: pip install python-gdcm.",
+            f"its pixels, compressed as {name}, cannot be decoded. Export it uncompressed (Explicit VR Little "
+            "Endian).",
             "undecodable",
-            syntax=syntax,
+            syntax=name,
         )
-    with decoding(refusal), _unlogged():
-        stored = _stored_values(stream, header, index)
-    with decoding(), _unlogged():
-        if tags.PhotometricInterpretation == "PALETTE COLOR":
-            stored = apply_color_lut(stored, tags)
-        return grey_of_colour(to_8_bit(stored)) if stored.ndim == 3 else _displayed(stored, tags)
+    with decoding(refusal):
+        cells = _cells(stream, header, index)
+    with decoding():
+        if cells.ndim == 3 or tags.PhotometricInterpretation == "PALETTE COLOR":
+            colours = cells if cells.ndim == 3 else apply_color_lut(cells, tags)
+            grey = grey_of_colour(to_8_bit(colours[..., :3]))
+        else:
+            grey = _displayed(cells, tags, header.syntax, modality)
+        return _with_square_pixels(grey, tags)
 
 
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep pydicom's tracebacks of what becomes a refusal out of the log, in this thread only."""
-    thread = threading.get_ident()
-
-    def of_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    loggers = [logging.getLogger(name) for name in ("pydicom", "pydicom.pixels.decoders.base")]
-    for logger in loggers:
-        logger.addFilter(of_others)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(of_others)
+# ---- the header
 
 
-def _check_inflated(stream: BinaryIO) -> None:
-    """A deflated file can inflate a thousandfold, and pydicom inflates all of it at once."""
+def _syntax_and_size(stream: BinaryIO) -> tuple[uid.UID | None, int]:
+    """Transfer syntax, and size of the file in bytes, inflated.
+
+    A deflated file can inflate a thousandfold, and pydicom inflates all of it at once.
+    """
+    size = stream.seek(0, 2)
     stream.seek(128)
     stream.seek(132 if stream.read(4) == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(stream.read(), MAX_BYTES)
-        if inflater.unconsumed_tail:
-            limit = MAX_BYTES >> 20
-            what = f"unpacked it exceeds {limit} MiB. Export the single picture."
-            raise ImageRefused(what, "file_too_large", limit=limit)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax != uid.DeflatedExplicitVRLittleEndian:
+        return syntax or None, size
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = len(inflater.decompress(stream.read(), MAX_BYTES))
+    if inflater.unconsumed_tail:
+        limit = MAX_BYTES >> 20
+        raise ImageRefused(
+            f"unpacked it exceeds {limit} MiB. Export the single picture.", "file_too_large", limit=limit
+        )
+    return syntax, size
 
 
-def _check_kind(tags: Dataset, kinds: tuple[str, ...] | None) -> None:
-    kind = str(tags.get("Modality") or "")
-    if kinds and kind not in (*UNSPECIFIC, *kinds):
-        what = f"by its DICOM header it is of modality {kind[:16]}, and this model reads {', '.join(kinds)}"
-        what = f"{what}. Choose the model for it, or another file."
-        raise ImageRefused(what, "other_modality", kind=kind[:16])
-    if "LOCALIZER" in (tags.get("ImageType") or ()):
-        what = "it is the localizer (scout) of a CT series. Choose a slice through the lungs."
-        raise ImageRefused(what, "localizer")
-    if tags.get("PresentationIntentType") == "FOR PROCESSING":
-        what = "it is raw detector data (FOR PROCESSING). Choose the picture FOR PRESENTATION."
-        raise ImageRefused(what, "raw")
+def _check_syntax(syntax: uid.UID | None) -> None:
+    """Refuse what no decoder here reads, video for example, by its name."""
+    if syntax is None or syntax in NATIVE or syntax in codecs.READ:
+        return
+    name = _name_of(syntax)
+    if not name:  # of a private one nothing is repeated, not even its number
+        raise ImageRefused(
+            "it is stored in its maker's private transfer syntax. Export it in a standard one, best uncompressed "
+            "(Explicit VR Little Endian).",
+            "undecodable",
+            syntax="private",
+        )
+    raise ImageRefused(
+        f"it is stored as {name}, which is not read. Export it uncompressed (Explicit VR Little Endian); of a video, "
+        "export the one picture.",
+        "undecodable",
+        syntax=name,
+    )
+
+
+def _name_of(syntax: str) -> str:
+    """The standard's name of a transfer syntax; empty for one that it does not name."""
+    if syntax == codecs.DEFLATED_FRAMES:
+        return "Deflated Image Frame Compression"
+    return uid.UID_dictionary[syntax][0] if syntax in uid.UID_dictionary else ""
+
+
+def _numbers(tags: Dataset, keyword: str) -> list[float]:
+    """The numbers of an element; none where it is missing, empty, or holds anything but finite numbers.
+
+    Decimal commas count as points: some programs write numbers as their user's country does.
+    """
+    try:
+        value = tags.get(keyword)
+    except Exception:  # pydicom's on text that is no number; the list is open
+        value = tags.get_item(keyword).value
+    if isinstance(value, bytes) and tags.get_item(keyword).VR in ("US", "SS", "US or SS", "UN", "OW"):
+        value = np.frombuffer(value[: len(value) // 2 * 2], "<u2").tolist()
+    elif isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    if value is None or value == "":
+        return []
+    several = not isinstance(value, str) and isinstance(value, Iterable)
+    try:
+        found = [float(str(one).replace(",", ".")) for one in (value if several else [value])]
+    except ValueError:
+        return []
+    return found if np.isfinite(found).all() else []
+
+
+def _number(tags: Dataset, keyword: str) -> float | None:
+    """The first number of an element, None where `_numbers` finds none."""
+    return next(iter(_numbers(tags, keyword)), None)
+
+
+def _word(tags: Dataset, keyword: str) -> str:
+    """The text of an element in capitals, empty where it is missing."""
+    return str(tags.get(keyword) or "").strip(" \0").upper()
+
+
+def _is_ct(tags: Dataset) -> bool:
+    """By the modality or, where that says nothing, by the kind of object (SOP class)."""
+    kind = _word(tags, "Modality")
+    return kind == "CT" or (kind in UNSPECIFIC and _word(tags, "SOPClassUID") in CT_CLASSES)
+
+
+def _check_kind(tags: Dataset, modality: str | None) -> None:
+    kind = "CT" if _is_ct(tags) else _word(tags, "Modality")
+    if modality and kind not in (*UNSPECIFIC, *MODALITIES[modality]):
+        _refuse_modality(kind, modality)
+    if OVERVIEWS & {word.strip().upper() for word in map(str, _several(tags.get("ImageType")))}:
+        raise ImageRefused(
+            "it is the localizer (scout) of a CT series. Choose a slice through the lungs.", "localizer"
+        )
+    if _word(tags, "PresentationIntentType") == "FOR PROCESSING":
+        raise ImageRefused(
+            "it is raw detector data (FOR PROCESSING). Choose the picture FOR PRESENTATION.", "raw"
+        )
+    if modality == "xray" and _is_lateral(tags):
+        raise ImageRefused(
+            "by its DICOM header it is a lateral or oblique view. Choose the frontal film (PA or AP).",
+            "lateral",
+        )
+
+
+def _refuse_modality(kind: str, modality: str) -> None:
+    """Name the file's modality only where it is one of the standard's: anything can stand there."""
+    known = kind in KNOWN_MODALITIES
+    raise ImageRefused(
+        f"by its DICOM header it is of {f'modality {kind}' if known else 'another modality'}, and this model reads "
+        f"{', '.join(MODALITIES[modality])}. Choose the model for it, or another file.",
+        "other_modality",
+        kind=kind if known else "?",
+    )
+
+
+def _several(value: object) -> list:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+
+
+def _is_lateral(tags: Dataset) -> bool:
+    """By view position (PS3.3 C.8.1.1) or view code (PS3.16 CID 4010); a decubitus film is a frontal view."""
+    meanings = [str(item.get("CodeMeaning") or "").lower() for item in tags.get("ViewCodeSequence") or []]
+    coded = any(
+        ("lateral" in text or "oblique" in text or "sagittal" in text) and "decubitus" not in text
+        for text in meanings
+    )
+    return coded or " ".join(_word(tags, "ViewPosition").replace("_", " ").split()) in LATERAL_VIEWS
 
 
 def _take_frame_groups(tags: Dataset, index: int) -> None:
-    """Enhanced multi-frame files keep rescale and window in groups, shared or per frame (PS3.3 C.7.6.16)."""
+    """Enhanced multi-frame files keep rescale, window and spacing in groups, shared or per frame (C.7.6.16)."""
     shared = tags.get("SharedFunctionalGroupsSequence") or []
     each = tags.get("PerFrameFunctionalGroupsSequence") or []
     for group in (*shared[:1], *each[index : index + 1]):
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"):
             for item in group.get(name) or []:
                 tags.update(item)
+        for item in group.get("CTImageFrameTypeSequence") or []:
+            tags.ImageType = [*_several(tags.get("ImageType")), *_several(item.get("FrameType"))]
 
 
-def _stored_values(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
+# ---- from the file to stored values
+
+
+def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
+    """One frame as it lies in its cells: (H, W), or (H, W, 3) as RGB."""
     stream.seek(0)
-    jpeg2000 = header.syntax in uid.JPEG2000TransferSyntaxes
-    if header.frames > 1 and not jpeg2000 and header.syntax not in (None, uid.DeflatedExplicitVRLittleEndian):
-        return pixel_array(stream, index=index)  # reads this one frame of the file
+    if header.tags.get("SamplesPerPixel", 1) not in (1, 3):
+        raise ValueError("neither grey nor three colours")
+    if header.syntax in codecs.READ:
+        dcmread(stream, force=True, stop_before_pixels=True, specific_tags=["Rows"])
+        tag, vr = struct.unpack("<L2s", stream.read(6))
+        if tag != 0x00107FE0:
+            raise ValueError("no pixel data")
+        stream.seek(
+            6 if vr in (b"OB", b"OW", b"UN") else 2, 1
+        )  # the length, as of undefined one, tells nothing
+        offsets = [header.tags.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+        frame = get_frame(
+            stream,
+            index,
+            number_of_frames=header.frames,
+            extended_offsets=tuple(offsets) if all(offsets) else None,
+        )
+        return codecs.decoded(frame, header.syntax, header.tags)
+    if header.frames > 1 and header.syntax and header.syntax != uid.DeflatedExplicitVRLittleEndian:
+        return pixel_array(stream, index=index, correct_unused_bits=False)  # reads this one frame of the file
     file = dcmread(stream, force=True, specific_tags=TAGS + PIXEL_TAGS)
     if not header.syntax:  # no file meta group: as pydicom found it to be written
         implicit, little = file.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         file.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
-    if jpeg2000:
-        _check_boxes(get_frame(file.PixelData, index, number_of_frames=header.frames))
-    return pixel_array(file, index=index)
+    return pixel_array(file, index=index, correct_unused_bits=False)
 
 
-def _check_boxes(frame: bytes) -> None:
-    """Walk as pydicom does from box to box to the JPEG 2000 codestream; at an empty one it stays for ever."""
-    offset = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
-    while offset < len(frame) and frame[offset + 4 : offset + 8] != b"jp2c":
-        length = int.from_bytes(frame[offset : offset + 4], "big")
-        if not length:
-            raise ValueError("empty JP2 box")
-        offset += length
+def _stored(cells: np.ndarray, tags: Dataset, syntax: str | None) -> np.ndarray:
+    """Take the stored bits out of their cells (PS3.5, 8.1.1): the others may hold an overlay, or anything.
+
+    Decoders of JPEG, JPEG-LS and JPEG 2000 have done so.
+    """
+    if cells.dtype.kind == "f" or syntax in (*codecs.JPEG, *codecs.JPEG_LS, *codecs.JPEG_2000, *codecs.HTJ2K):
+        return cells
+    width, bits = 8 * cells.itemsize, int(tags.BitsStored)
+    high = int(_number(tags, "HighBit") or bits - 1)
+    if tags.BitsAllocated == 1 or (bits == width and high == width - 1):
+        return cells
+    if not 0 < bits <= high + 1 <= width:
+        raise ImageRefused(
+            f"its header contradicts itself: {bits} bits stored up to bit {high} of {width}. Export it again.",
+            "damaged",
+        )
+    unsigned = cells.view(f"u{cells.itemsize}") << (width - 1 - high)  # the stored bits now lie at the top
+    return unsigned.view(cells.dtype) >> (width - bits)  # a signed number is shifted with its sign
 
 
-def _displayed(stored: np.ndarray, tags: Dataset) -> np.ndarray:
-    """(H, W) stored values -> uint8 as on a viewer."""
-    values = stored
-    if tags.get("ModalityLUTSequence") or (tags.get("RescaleSlope"), tags.get("RescaleIntercept")) != (1, 0):
-        values = apply_modality_lut(stored, tags)
-    if _in_hounsfield(tags):
-        return lung_window(values)
-    grey = _windowed(values, tags)
-    if grey is None:
-        grey = to_8_bit(values, stored != tags.PixelPaddingValue if "PixelPaddingValue" in tags else None)
-    return 255 - grey if tags.PhotometricInterpretation == "MONOCHROME1" else grey
+def _padding(cells: np.ndarray, stored: np.ndarray, tags: Dataset) -> np.ndarray | None:
+    """Where padding lies, (H, W) bool, or None where the file names none (PS3.3 C.7.5.1.1.2).
 
-
-def _in_hounsfield(tags: Dataset) -> bool:
-    """CT that tells how to get to HU; 8-bit captures and dual-energy maps (RescaleType ED, ...) do not."""
-    rescaled = None not in (tags.get("RescaleSlope"), tags.get("RescaleIntercept"))
-    unit = str(tags.get("RescaleType") or "HU").upper()
-    return tags.get("Modality") == "CT" and rescaled and tags.BitsStored > 8 and unit in ("HU", "US")
-
-
-def _windowed(values: np.ndarray, tags: Dataset) -> np.ndarray | None:
-    """Apply the file's own VOI LUT or window -> uint8; None without one, or if one grey level is left."""
-    grey = None
-    if tags.get("VOILUTSequence"):
-        descriptor = tags.VOILUTSequence[0].LUTDescriptor
-        entries, first = descriptor[0] or 2**16, descriptor[1]
-        descriptor[2] = 16  # pydicom indexes in the table's own type, too small for a long 8-bit table
-        table = apply_voi(first + np.arange(entries), tags).astype(np.float64)
-        position = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.intp)
-        grey = table[position] * (255 / max(table.max(), 1))  # some tables use fewer bits than they declare
-    elif None not in (tags.get("WindowCenter"), tags.get("WindowWidth")):
-        window = Dataset()  # of 8 bits, so that pydicom's output range is 0..255
-        window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
-        window.WindowCenter, window.WindowWidth = tags.WindowCenter, tags.WindowWidth
-        window.VOILUTFunction = tags.get("VOILUTFunction") or "LINEAR"
-        try:
-            with np.errstate(over="ignore"):  # far outside a sigmoid
-                grey = apply_windowing(values, window)
-        except ValueError:  # a width of 0
-            return None
-    if grey is None or grey.min() == grey.max():
+    Looked for in whole cells and in the stored bits: in old files the padding value does not fit into the latter.
+    """
+    first = _number(tags, "PixelPaddingValue")
+    if first is None or stored.dtype.kind == "f":
         return None
-    return np.rint(grey).astype(np.uint8)
+    last = _number(tags, "PixelPaddingRangeLimit")
+    padded = np.zeros(stored.shape, bool)
+    for values in (cells, stored):
+        if values.dtype.kind not in "iu":
+            continue
+        # the elements may be written as unsigned where the pixels are signed, and the other way round
+        ends = [
+            int(np.array(int(end) % 2 ** (8 * values.itemsize), f"u{values.itemsize}").view(values.dtype))
+            for end in (first, first if last is None else last)
+        ]
+        padded |= (values >= min(ends)) & (values <= max(ends))
+    return padded
+
+
+# ---- from stored values to grey levels
+
+
+def _displayed(cells: np.ndarray, tags: Dataset, syntax: str | None, modality: str | None) -> np.ndarray:
+    """(H, W) cells -> uint8 as on a viewer."""
+    stored = _stored(cells, tags, syntax)
+    padded = _padding(cells, stored, tags)
+    if tags.BitsAllocated == 1:
+        stored = stored.astype(bool)
+    values = _rescaled(stored, tags)
+    inside = None if padded is None or padded.all() else ~padded
+    if _in_hounsfield(values, inside, tags, modality):
+        grey = lung_window(values)
+    else:
+        if inside is not None:
+            values = np.where(inside, values, values[inside].min())
+        grey = _windowed(values, inside, tags)
+        if grey is None:
+            grey = to_8_bit(values, inside)
+        grey = 255 - grey if _word(tags, "PhotometricInterpretation") == "MONOCHROME1" else grey
+    return grey if padded is None else np.where(padded, np.uint8(0), grey)
+
+
+def _rescaled(stored: np.ndarray, tags: Dataset) -> np.ndarray:
+    """Apply the modality LUT, or slope and intercept (PS3.3 C.11.1); what is missing or unusable does nothing."""
+    for item in tags.get("ModalityLUTSequence") or []:
+        if (table := _lookup_table(item, signed=stored.dtype.kind == "i")) is not None:
+            return table.values[np.clip(stored.astype(np.int64) - table.first, 0, len(table.values) - 1)]
+    slope, intercept = _number(tags, "RescaleSlope") or 1.0, _number(tags, "RescaleIntercept") or 0.0
+    return stored if (slope, intercept) == (1, 0) else stored * slope + intercept
+
+
+class _Table(NamedTuple):
+    """A look-up table: `values` (float64), of which the first is for `first` and everything below."""
+
+    first: int
+    values: np.ndarray
+    bits: int
+
+
+def _lookup_table(item: Dataset, signed: bool) -> _Table | None:
+    """Read a LUT (PS3.3 C.11.1.1 and C.11.2.1.1); None where it is empty or shorter than it declares."""
+    descriptor = [int(number) for number in _numbers(item, "LUTDescriptor")]
+    if len(descriptor) != 3:
+        return None
+    entries, first, bits = descriptor[0] % 2**16 or 2**16, descriptor[1], descriptor[2]
+    data = item.get("LUTData")
+    if data is None or (not isinstance(data, bytes) and not _several(data)):
+        return None
+    if not isinstance(data, bytes):
+        data = np.array(_several(data)).astype("<u2").tobytes()
+    if len(data) >= 2 * entries:
+        values = np.frombuffer(data, "<u2", entries)
+    elif len(data) >= entries and bits <= 8:
+        values = np.frombuffer(data, np.uint8, entries)  # two entries in a word
+    else:
+        return None
+    return _Table(first - 2**16 if signed and first >= 2**15 else first, values.astype(np.float64), bits)
+
+
+def _in_hounsfield(
+    values: np.ndarray, inside: np.ndarray | None, tags: Dataset, modality: str | None
+) -> bool:
+    """Whether rescaled values are HU: by the file's own word, or because they can be nothing else.
+
+    Raises:
+        ImageRefused: CT whose values are not HU, or whose file does not say how they become HU; HU where an
+            X-ray is expected.
+    """
+    ct, kind = _is_ct(tags), _word(tags, "Modality")
+    if not ct and kind not in UNSPECIFIC:
+        return False
+    unit = _word(tags, "RescaleType")
+    if unit not in ("", "HU", "US"):  # US: unspecified
+        if not ct and modality != "ct":
+            return False
+        raise ImageRefused(
+            "its values are not Hounsfield units but, by its RescaleType, another quantity. Export the CT slice "
+            "itself.",
+            "no_hounsfield",
+        )
+    slope, intercept = _number(tags, "RescaleSlope") or 1.0, _number(tags, "RescaleIntercept")
+    rescaled = intercept is not None and (slope, intercept) != (1, 0)
+    deep = tags.BitsStored > 8
+    # 8 bits as they were captured from a screen; some captures keep the unit of the slice they show
+    if not deep and not rescaled:
+        return False
+    shown = values if inside is None else values[inside]
+    airy = float((shown < LUNG).mean()) >= AIR_SHARE
+    if unit == "HU" or (ct and rescaled):
+        found = _reaches_lung_and_tissue(values.dtype, tags, slope, intercept or 0.0) and (rescaled or airy)
+    elif ct:
+        found = airy
+    else:
+        found = deep and airy and ((intercept or 0) <= CT_INTERCEPT or not rescaled)
+    if found and modality == "xray":
+        _refuse_modality("CT", modality)
+    if not found and (ct or unit == "HU" or (modality == "ct" and deep)):
+        raise ImageRefused(
+            "the file does not say how its values become Hounsfield units (rescale slope, intercept and type). "
+            "Export the original CT slice.",
+            "no_hounsfield",
+        )
+    return found
+
+
+def _reaches_lung_and_tissue(dtype: np.dtype, tags: Dataset, slope: float, intercept: float) -> bool:
+    """Whether the bits of the file can hold HU from lung to soft tissue at all."""
+    if "FloatPixelData" in tags or "DoubleFloatPixelData" in tags:
+        return True
+    bits = int(tags.BitsStored)
+    low, high = (
+        (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if tags.get("PixelRepresentation") else (0, 2**bits - 1)
+    )
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    return ends[0] <= LUNG and ends[1] >= TISSUE
+
+
+def _windowed(values: np.ndarray, inside: np.ndarray | None, tags: Dataset) -> np.ndarray | None:
+    """Apply the first usable VOI LUT, else the first usable window, of the file -> uint8.
+
+    Not usable is what is incomplete or leaves one grey level. None where there is none.
+    """
+    for item in tags.get("VOILUTSequence") or []:
+        table = _lookup_table(item, signed=bool(values.min() < 0))
+        if table is None:
+            continue
+        last = len(table.values) - 1
+        grey = table.values[np.clip(np.rint(values) - table.first, 0, last).astype(np.intp)]
+        top = 2**table.bits - 1
+        if table.values.max() <= top / 4:  # some tables use fewer bits than they declare
+            top = 2 ** int(table.values.max()).bit_length() - 1
+        if (grey := _if_it_shows(grey * (255 / max(top, 1)), inside)) is not None:
+            return grey
+    capture = tags.BitsStored <= 8 and _is_ct(tags)
+    for center, width in zip(_numbers(tags, "WindowCenter"), _numbers(tags, "WindowWidth"), strict=False):
+        if capture and not (center - width / 2 >= 0 and center + width / 2 <= 256):
+            continue  # of the slice in HU that was captured, not of these grey levels
+        grey = _through_window(values, center, width, _word(tags, "VOILUTFunction"))
+        if grey is not None and (grey := _if_it_shows(grey, inside)) is not None:
+            return grey
+    return None
+
+
+def _through_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray | None:
+    """Apply a window by the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3; None where its width has no sense."""
+    values = values.astype(np.float64)
+    if function == "SIGMOID" and width > 0:
+        with np.errstate(over="ignore"):  # far outside
+            return 255 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR_EXACT" and width > 0:
+        return np.clip((values - center) / width + 0.5, 0, 1) * 255
+    if function not in ("SIGMOID", "LINEAR_EXACT") and width == 1:
+        return np.where(values > center - 0.5, 255.0, 0.0)
+    if function not in ("SIGMOID", "LINEAR_EXACT") and width > 1:
+        return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
+    return None
+
+
+def _if_it_shows(grey: np.ndarray, inside: np.ndarray | None) -> np.ndarray | None:
+    """Grey levels rounded to uint8, None where only one is left."""
+    shown = grey if inside is None else grey[inside]
+    if not shown.min() < shown.max():
+        return None
+    return np.rint(grey.clip(0, 255)).astype(np.uint8)
+
+
+def _with_square_pixels(grey: np.ndarray, tags: Dataset) -> np.ndarray:
+    """Enlarge, bilinearly, along the side on which pixels are longer (PS3.3 10.7.1.3, C.7.6.3.1.7)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        high, wide = [*_numbers(tags, keyword), 0, 0][:2]
+        if high > 0 and wide > 0:
+            break
+    else:
+        return grey
+    ratio = high / wide
+    if abs(ratio - 1) <= SQUARE:
+        return grey
+    if not 1 / MAX_STRETCH <= ratio <= MAX_STRETCH:
+        raise ImageRefused(
+            f"its pixels are by far not square ({high:g} high, {wide:g} wide). Export it with square pixels.",
+            "not_square",
+        )
+    rows, columns = grey.shape
+    width, height = round(columns / min(ratio, 1)), round(rows * max(ratio, 1))
+    check_size(width, height)
+    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
