@@ -71,7 +71,7 @@ def decoded(frame: bytes, syntax: str, tags: Dataset) -> np.ndarray:
         stream = _jpeg_2000_header(frame)
         syntax = uid.JPEG2000  # the decoder tells high-throughput streams by themselves
     else:
-        stream = _jpeg_header(frame)
+        stream = jpeg_header(frame)
     declared = (image.Columns, image.Rows, image.SamplesPerPixel)
     if stream[:3] != declared or not 0 < stream.bits <= min(MAX_BITS, image.BitsAllocated):
         raise StreamRefused(f"the header says {declared}, the stream {tuple(stream)}")
@@ -131,7 +131,7 @@ def _rle(frame: bytes, size: int, pixels: int, depth: int) -> bytes:
     return np.ascontiguousarray(cells.transpose(0, 2, 1)).tobytes()
 
 
-def _jpeg_header(frame: bytes) -> Stream:
+def jpeg_header(frame: bytes) -> Stream:
     """Read the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
     if frame[:2] != b"\xff\xd8":
         raise StreamRefused("no JPEG stream came")

@@ -7,13 +7,15 @@ Files are told apart by content, never by name. What becomes of them:
   robust range of nnU-Net (Isensee et al., Nature Methods 18, 2021, 203-211). Integers within 0..255 stay.
 - Transparent parts become black, like the surround of a film.
 - Colour pictures that are really grey become grey; those with visible colour, and CMYK, are refused.
+- Gamma, colour profiles and resolutions are not applied: the numbers of the file count.
 - DICOM: see ``dicom.py``; CT in Hounsfield units is always shown in the lung window.
 
-The picture carries no metadata: no EXIF, no DICOM element, no text.
+The picture carries no metadata: no EXIF, no DICOM element, no text. docs/reading.md lists every rule.
 """
 
 import io
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +24,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from . import dicom
-from .grey import MAX_BYTES, ImageRefused, check_size, chosen_frame, decoding, grey_of_colour, to_8_bit
+from . import codecs, deep, dicom, foreign_formats
+from .grey import (
+    MAX_BYTES,
+    MAX_FRAMES,
+    ImageRefused,
+    check_frames,
+    check_size,
+    chosen_frame,
+    decoding,
+    grey_of_colour,
+    to_8_bit,
+)
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 PRINT_MODES = ("CMYK", "LAB", "HSV")
+ANIMATIONS = ("GIF", "PNG", "WEBP")  # whose frames can only be decoded one after the other
+MAX_PLAYED = 500_000_000  # pixels of an animation that are decoded to get to a frame
 ACCEPTED = "Accepted is one grey chest picture as PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file."
 
 
@@ -46,11 +60,11 @@ def read_image(source: Any, *, frame: int | None = None, modality: str | None = 
     with _opened(source) as found:
         if isinstance(found, np.ndarray):
             found = _picture_of_array(found)
-        elif not isinstance(found, Image.Image):
-            if _is_dicom(found):
-                return Image.fromarray(dicom.read_grey(found, frame, modality))
-            found = _open_picture(found)
-        return Image.fromarray(_grey_of_picture(found, frame))
+        if isinstance(found, Image.Image):
+            return Image.fromarray(_grey_of_picture(found, chosen_frame(frame, _frames_of(found))))
+        if _is_dicom(found):
+            return Image.fromarray(dicom.read_grey(found, frame, modality))
+        return Image.fromarray(_read_file(found, frame))
 
 
 def frame_count(source: Any) -> int:
@@ -62,12 +76,9 @@ def frame_count(source: Any) -> int:
     with _opened(source) as found:
         if isinstance(found, np.ndarray):
             return 1
-        if not isinstance(found, Image.Image):
-            if _is_dicom(found):
-                return dicom.read_header(found).frames
-            found = _open_picture(found)
-        with decoding():
-            return getattr(found, "n_frames", 1)
+        if isinstance(found, Image.Image):
+            return _frames_of(found)
+        return dicom.read_header(found).frames if _is_dicom(found) else len(_open_file(found)[1])
 
 
 def slice_place(source: Any) -> tuple | None:
@@ -92,19 +103,25 @@ def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
             yield source
         elif isinstance(source, (str, os.PathLike)):
             if not Path(source).is_file():
-                what = "there is no such file. Check the path; name one file, not a folder."
-                raise ImageRefused(what, "missing")
+                raise ImageRefused(
+                    "there is no such file. Check the path; name one file, not a folder.", "missing"
+                )
             with open(source, "rb") as stream:
                 yield _limited(stream)
         elif isinstance(source, (bytes, bytearray, memoryview)):
             yield _limited(io.BytesIO(source))
-        elif hasattr(source, "read") and isinstance(source.read(0), bytes):
+        elif (
+            hasattr(source, "read")
+            and not getattr(source, "closed", False)
+            and isinstance(source.read(0), bytes)
+        ):
             seekable = getattr(source, "seekable", lambda: False)()
             yield _limited(source if seekable else io.BytesIO(source.read(MAX_BYTES + 1)))
         else:
-            what = type(source).__name__
-            what = f"no picture came, but {what}. Give a path, bytes or a file opened as binary."
-            raise ImageRefused(what, "no_picture")
+            kind = type(source).__name__
+            raise ImageRefused(
+                f"no picture came, but {kind}. Give a path, bytes or a file opened as binary.", "no_picture"
+            )
     except ImageRefused as refusal:
         code, values = refusal.reason.code, refusal.reason.values
         raise ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}", code, **values) from None
@@ -120,8 +137,9 @@ def _limited(stream: BinaryIO) -> BinaryIO:
         raise ImageRefused("the file is empty (0 bytes). Copy or export it again.", "empty")
     if size > MAX_BYTES:
         limit = MAX_BYTES >> 20
-        what = f"the file is larger than {limit} MiB. Export the single picture."
-        raise ImageRefused(what, "file_too_large", limit=limit)
+        raise ImageRefused(
+            f"the file is larger than {limit} MiB. Export the single picture.", "file_too_large", limit=limit
+        )
     return stream
 
 
@@ -138,46 +156,207 @@ def _picture_of_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 0
     numbers = array.dtype.kind in "buif" if channels != 4 else array.dtype == np.uint8
     if array.ndim not in (2, 3) or channels not in (0, 3, 4) or not numbers:
-        what = f"an array of shape {array.shape} and type {array.dtype} came"
-        what = f"{what}. Give numbers of shape (height, width) or (height, width, 3)."
-        raise ImageRefused(what, "no_picture")
+        raise ImageRefused(
+            f"an array of shape {array.shape} and type {array.dtype} came. Give numbers of shape (height, width) "
+            "or (height, width, 3).",
+            "no_picture",
+        )
     check_size(array.shape[1], array.shape[0])
     return Image.fromarray(np.ascontiguousarray(to_8_bit(array)))
 
 
-def _open_picture(stream: BinaryIO) -> Image.Image:
+def _open_file(stream: BinaryIO) -> tuple[Image.Image | None, list]:
+    """Open a picture file, and list its frames without decoding one.
+
+    Returns:
+        Pillow's picture, None where Pillow does not know how the numbers of a TIFF are stored; and for each
+        frame its number or, in a TIFF, number and tags.
+
+    Raises:
+        ImageRefused: no picture, damaged, or too many frames.
+    """
     with decoding():
+        head = stream.read(foreign_formats.HEAD)
+        stream.seek(0)
+        if found := foreign_formats.named(head):
+            raise ImageRefused(
+                f"it is no picture that is read here: {found[0]}. {found[1]}", "other_format", format=found[0]
+            )
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            frames = deep.tiff_pages(stream)
+            check_frames(len(frames))
+            stream.seek(0)
+            try:
+                return Image.open(stream, formats=["TIFF"]), frames
+            except UnidentifiedImageError:
+                return None, frames
         try:
-            return Image.open(stream, formats=FORMATS)
+            picture = Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:
-            what = "it is no picture, whatever its name says, or its beginning is damaged. Export it again."
-            raise ImageRefused(what, "no_picture") from None
+            _check_jpeg(stream)
+            raise ImageRefused(
+                "it is no picture, whatever its name says, or its beginning is damaged. Export it again.",
+                "no_picture",
+            ) from None
+        if picture.format == "JPEG":
+            _check_jpeg(stream)
+        if picture.format == "GIF":
+            frames = _gif_frames(stream)
+            stream.seek(0)
+            picture = Image.open(stream, formats=["GIF"])
+        else:
+            frames = _frames_of(picture)
+        check_frames(frames)
+        return picture, list(range(frames))
 
 
-def _grey_of_picture(picture: Image.Image, frame: int | None) -> np.ndarray:
+def _read_file(stream: BinaryIO, frame: int | None) -> np.ndarray:
+    picture, frames = _open_file(stream)
+    if picture is not None:
+        check_size(*picture.size)
+    number = chosen_frame(frame, len(frames))
+    found = frames[number]
+    with decoding():
+        read = None
+        if isinstance(found, tuple):
+            number, tags = found
+            read = deep.read_tiff(stream, tags)
+        elif picture.format == "PNG":
+            read = deep.read_png(stream)
+        if read is not None:
+            return _grey_of_deep(read)
+        if picture is None:
+            raise ImageRefused(
+                "its numbers are stored in a way that is not read. Save it in 8-bit or 16-bit grey.", "layout"
+            )
+    return _grey_of_picture(picture, number)
+
+
+def _frames_of(picture: Image.Image) -> int:
+    """Number of frames of an open picture; a phone's JPEG is one, whatever previews it holds beside it (MPO)."""
+    with decoding():
+        return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+
+
+def _gif_frames(stream: BinaryIO) -> int:
+    """Count the frames of a GIF (version 89a, section 18 on) without decoding one; stops after `MAX_FRAMES`."""
+
+    def skip_blocks() -> None:
+        while size := stream.read(1)[0]:
+            stream.seek(size, 1)
+
+    def skip_table(flags: int) -> None:
+        stream.seek(3 * 2 ** ((flags & 7) + 1) if flags & 128 else 0, 1)
+
+    stream.seek(10)
+    flags = stream.read(1)[0]
+    stream.seek(13)
+    skip_table(flags)
+    frames = 0
+    while frames <= MAX_FRAMES and (kind := stream.read(1)) in (b"!", b","):
+        if kind == b",":
+            frames += 1
+            skip_table(stream.read(9)[8])
+        stream.seek(1, 1)  # the label of an extension, or the size of codes
+        try:
+            skip_blocks()
+        except IndexError:  # cut short: decoding says so
+            break
+    return max(frames, 1)
+
+
+def _check_jpeg(stream: BinaryIO) -> None:
+    """Refuse JPEG streams that Pillow cannot read, or would go over without end."""
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(0)
+    if data[:2] != b"\xff\xd8":
+        return
+    if data.count(b"\xff\xda") > codecs.MAX_SCANS:
+        raise ImageRefused(
+            "it holds more scans than any camera or archive writes. Export it again.", "damaged"
+        )
+    try:
+        bits = codecs.jpeg_header(data).bits
+    except (codecs.StreamRefused, struct.error):
+        return  # Pillow says what is wrong
+    if bits != 8:
+        raise ImageRefused(
+            f"it is a JPEG of {bits} bits. Save it as JPEG of 8 bits, or as PNG or TIFF of 8 or 16.", "layout"
+        )
+
+
+def _grey_of_deep(read: deep.Deep) -> np.ndarray:
+    """Numbers of any type, with transparency -> uint8, upright."""
+    inside = None if read.alpha is None else read.alpha > 0
+    values = read.values
+    if values.ndim == 3:
+        inside = inside if inside is None else np.repeat(inside[..., None], 3, axis=2)
+        grey = grey_of_colour(to_8_bit(values, inside))
+    else:
+        grey = to_8_bit(values, inside)
+    grey = 255 - grey if read.white_is_zero else grey
+    if read.alpha is not None:
+        grey = np.rint(grey * read.alpha).astype(np.uint8)
+    upright = Image.fromarray(grey)
+    upright.getexif()[274] = read.orientation
+    return np.asarray(ImageOps.exif_transpose(upright))
+
+
+def _grey_of_picture(picture: Image.Image, index: int) -> np.ndarray:
+    """Frame `index` of an open picture -> uint8, upright; the picture is left where it stood."""
     check_size(*picture.size)
     with decoding():
-        index = chosen_frame(frame, getattr(picture, "n_frames", 1))
-        if index != picture.tell():
-            picture.seek(index)
-    check_size(*picture.size)  # pages of a TIFF differ in size
+        stood = picture.tell()
+    try:
+        with decoding():
+            if index != stood:
+                _check_effort(picture, index)
+                picture.seek(index)
+        check_size(*picture.size)  # pages of a TIFF differ in size
+        return _grey_of_frame(picture)
+    finally:
+        if index != stood:
+            with decoding():
+                picture.seek(stood)
+
+
+def _check_effort(picture: Image.Image, index: int) -> None:
+    if picture.format in ANIMATIONS and index * picture.width * picture.height > MAX_PLAYED:
+        raise ImageRefused(
+            f"frame {index} lies too far in an animation of {picture.width} x {picture.height} pixels. Export the "
+            "frame to be judged.",
+            "too_many_frames",
+            limit=MAX_PLAYED // (picture.width * picture.height),
+        )
+
+
+def _grey_of_frame(picture: Image.Image) -> np.ndarray:
     if picture.mode in PRINT_MODES:
-        what = f"it is stored in {picture.mode} colours, as for printing. Save it in grey."
-        raise ImageRefused(what, "print_colours", mode=picture.mode)
-    # Pillow turns "white is zero" (TIFF tag 262) round for 8 bit only, and drops 8 of 16 bits of RGB
-    white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0
-    halved = ";16" in str(getattr(picture, "tile", ""))
+        raise ImageRefused(
+            f"it is stored in {picture.mode} colours, as for printing. Save it in grey.",
+            "print_colours",
+            mode=picture.mode,
+        )
+    # Pillow turns "white is zero" (TIFF tag 262) round for 8 bit only
+    tags = getattr(picture, "tag_v2", {})
+    key = picture.info.get("transparency")
     with decoding():
+        if picture.mode == "P" and picture.format == "TIFF" and max(tags.get(320, (256,))) < 256:
+            # a palette of 8 bits where 16 belong: Pillow would show all of it as black
+            picture = picture.copy()
+            picture.putpalette(np.array(tags[320], np.uint8).reshape(3, -1).T.tobytes())
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):
-            grey = to_8_bit(np.asarray(picture))
-            return 255 - grey if white_is_zero else grey
+            values = np.asarray(picture)
+            opaque = values != key if isinstance(key, int) else None
+            grey = to_8_bit(values, opaque)
+            grey = 255 - grey if tags.get(262) == 0 else grey
+            return grey if opaque is None else grey * opaque.astype(np.uint8)
         if picture.has_transparency_data:
             black = Image.new("RGBA", picture.size, "black")
             picture = Image.alpha_composite(black, picture.convert("RGBA"))
         if picture.mode in ("1", "L"):
             return np.asarray(picture.convert("L"))
         rgb = np.asarray(picture.convert("RGB"))
-    if halved and rgb.max() < 64:
-        raise ImageRefused("it is a dark 16-bit picture in RGB. Save it as 16-bit or 8-bit grey.", "dark_rgb")
     return grey_of_colour(rgb)
