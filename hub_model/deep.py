@@ -134,14 +134,16 @@ def tiff_pages(stream: BinaryIO) -> list[tuple[int, ImageFileDirectory_v2]]:
     """
     stream.seek(0)
     head = stream.read(8)
-    head += stream.read(8) if head[2:4] in (b"+\0", b"\0+") else b""  # BigTIFF
-    tags = ImageFileDirectory_v2(head)
+    order = head[:2]
+    if head[2:4] in (b"+\0", b"\0+"):  # BigTIFF, which Pillow looks for in one byte order only
+        head = b"II+\0" + head[4:] + stream.read(8)
+    tags = ImageFileDirectory_v2(head, order)
     pages, seen, offset = [], set(), tags.next
     while offset and len(seen) <= MAX_FRAMES:
         if offset in seen:
             raise ValueError("the list of pages runs in a circle")
         seen.add(offset)
-        tags = ImageFileDirectory_v2(head)
+        tags = ImageFileDirectory_v2(head, order)
         stream.seek(offset)
         tags.load(stream)
         if not _first(tags, 254, 0) & 5:
@@ -157,8 +159,13 @@ def _first(tags: ImageFileDirectory_v2, tag: int, default: Any) -> Any:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2) -> Deep | None:
+def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2, known: bool = True) -> Deep | None:
     """Read one page of a TIFF; None for those of 8 bits and less that Pillow reads exactly.
+
+    Args:
+        stream: the file.
+        tags: of the page, from `tiff_pages`.
+        known: whether Pillow opens the file at all.
 
     Raises:
         ImageRefused: its numbers are stored in a way that neither reads.
@@ -169,9 +176,8 @@ def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2) -> Deep | None:
     bits, kinds = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
     extra, planar = tags.get(338, ()), _first(tags, 284, 1) == 2 and samples > 1
     plain = bits <= {1, 2, 4, 8} and kinds <= {1, 4}
-    if colour not in (0, 1, 2) or (plain and not planar and not (colour < 2 and samples > 1)):
-        return None
-    if plain and compression not in LOSSLESS:
+    exact = known and not planar and not (colour < 2 and samples > 1)
+    if colour not in (0, 1, 2) or (plain and (exact or compression not in LOSSLESS)):
         return None
     channels = 3 if colour == 2 else 1
     depth, kind = max(bits), KINDS.get(max(kinds), "")
@@ -183,7 +189,7 @@ def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2) -> Deep | None:
         or not (whole or packed)
         or compression not in LOSSLESS
         or samples < channels
-        or samples > channels + len(extra) + (colour < 2)
+        or samples > channels + 1
         or _first(tags, 266, 1) != 1
         or _first(tags, 317, 1) not in (1, 2, 3)
     ):
@@ -193,8 +199,6 @@ def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2) -> Deep | None:
             "layout",
         )
     check_size(width, height)
-    if samples > 8:
-        raise ValueError("too many samples")
     planes = samples if planar else 1
     each = samples // planes
     columns = [_plane(stream, tags, number, planes, each * depth) for number in range(planes)]

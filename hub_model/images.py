@@ -220,7 +220,7 @@ def _read_file(stream: BinaryIO, frame: int | None) -> np.ndarray:
         read = None
         if isinstance(found, tuple):
             number, tags = found
-            read = deep.read_tiff(stream, tags)
+            read = deep.read_tiff(stream, tags, known=picture is not None)
         elif picture.format == "PNG":
             read = deep.read_png(stream)
         if read is not None:
