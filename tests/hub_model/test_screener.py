@@ -19,12 +19,14 @@ import timm
 import torch
 from PIL import Image
 
-from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder
+from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder, lungs
 from hub_model.backends import View
 from hub_model.evidence import view
 from hub_model.guard import Guard, is_blank
+from hub_model.lung_net import LungNet
 from hub_model.refused import Reason
 from hub_model.screener import chosen, decide
+from tests import made_run
 from tests.hub_model.test_hub_folder import ARCHITECTURE, CFG
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
@@ -432,3 +434,48 @@ class TestBackends:
     def test_a_revision_of_what_is_embedded_is_refused(self):
         with pytest.raises(FolderRefused, match="'ct' is embedded in this package, in one version"):
             Screener.from_pretrained("ct", revision="main")
+
+
+@pytest.fixture(scope="module")
+def cut_run(tmp_path_factory):
+    """A made run whose network is shown pictures cut to their lungs, and its lung network."""
+    torch.manual_seed(0)
+    network = LungNet().eval()
+    run = made_run.make_run(tmp_path_factory.mktemp("cut") / "ct")
+    screening = json.loads((run / "screening.json").read_text())
+    (run / "screening.json").write_text(json.dumps(screening | {"view": lungs.LUNGS}))
+    return run, network
+
+
+def with_bias(run, network, bias: float):
+    """The run, its lung network seeing lung everywhere (a large bias) or nowhere."""
+    with torch.no_grad():
+        network.head.bias.fill_(bias)
+    lungs.save(run, network, {"modality": "ct"})
+    return Screener.from_pretrained(run)
+
+
+def test_where_no_lung_is_found_nothing_is_answered(cut_run):
+    finding = with_bias(*cut_run, -50).screen(next(made_run.pictures(1)))
+    assert finding.decision == "refused" and finding.probability is None
+    assert finding.codes == ("no_lung",)
+
+
+def test_the_heat_map_of_a_cut_picture_lies_over_the_whole_one(cut_run):
+    picture = next(made_run.pictures(1))
+    screener = with_bias(*cut_run, 50)
+    screener._guard = None  # it was fitted on pictures as they came
+    finding = screener.screen(picture, heat_map=True)
+    assert finding.decision != "refused"
+    assert finding.heat_map.shape == (lungs.SIDE, lungs.SIDE)
+    assert np.array_equal(
+        screener.preprocess(picture), screener._pixels(lungs.load(screener.path).view(picture))
+    )
+
+
+def test_a_view_without_its_lung_network_is_refused(cut_run, tmp_path):
+    run = shutil.copytree(cut_run[0], tmp_path / "run")
+    for name in lungs.FILES:
+        (run / name).unlink(missing_ok=True)
+    with pytest.raises(hub_folder.FolderRefused, match="cut to their lungs"):
+        Screener.from_pretrained(run)
