@@ -87,7 +87,7 @@ def node_is_ready() -> bool:
 
 
 def transformers_js(web: Path, dtype: str, files: list[Path]) -> list[float]:
-    """P(COVID) by transformers.js in Node, "fp32" or "q8"."""
+    """P(COVID) by transformers.js in Node, of the dtype "fp32"."""
     command = ["node", NODE / "classify.mjs", web, dtype, *files]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

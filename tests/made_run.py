@@ -137,30 +137,3 @@ def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
         "seconds": 1.0,
     }
     return evaluation, points
-
-
-class _Browser(torch.nn.Module):
-    """A network with the three outputs that `python -m train export` writes."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits, last, features = evidence.view(self.model, pixel_values)
-        weight = self.model.get_classifier().weight
-        local = torch.einsum("nchw,c->nhw", last, weight[1] - weight[0])
-        odds = logits[:, 1] - logits[:, 0]
-        return logits, torch.sigmoid(local + (odds - local.mean((1, 2)))[:, None, None]), features
-
-
-def add_onnx(path: Path) -> Path:
-    """Write onnx/model.onnx into a run: the class activation map is exact for this pooled-linear network."""
-    (path / "onnx").mkdir()
-    model = _Browser(hub_folder.load(path).model)
-    torch.onnx.export(
-        model, (torch.zeros(1, 3, SIDE, SIDE),), path / "onnx" / "model.onnx", dynamo=False, opset_version=18,
-        input_names=["pixel_values"], output_names=["logits", "heatmap", "features"],
-        dynamic_axes={name: {0: "batch"} for name in ("pixel_values", "logits", "heatmap", "features")},
-    )  # fmt: skip
-    return path

@@ -34,7 +34,7 @@ VERBS = {
     "audit": Verb("measure.audit:audit", "Measure what else gives the label away: borders, thumbnails, collections."),
     "compare": Verb("measure.compare:compare", "Put evaluated runs side by side, with intervals."),
     "faithfulness": Verb("measure.faithfulness:faithfulness", "Measure a run's heat map against chance."),
-    "export": Verb("release.export:export", "Write ONNX files that agree with the run on real pictures."),
+    "export": Verb("release.web:export", "Write the run for transformers.js, checked on real pictures."),
     "card": Verb("release.card:card", "Write the model card of a run."),
     "publish": Verb("release.publish:publish", "Upload a run as one commit, once every loader agrees."),
     "publish-data": Verb("release.publish:publish_data", "Upload a prepared data set with its card."),

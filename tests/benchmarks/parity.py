@@ -2,11 +2,10 @@
 
     python -m tests.benchmarks.parity [RUN ...] [--data ../shared/data] [--images 20]
 
-Asks the embedded models, a documented network and two stock backbones; a RUN that `python -m train export` has been
-through takes the place of the model of the same name or architecture, with its own ONNX files. Models that are not
-exported yet are exported here, their weights rounded to int8 without the export's acceptance test. Pictures are real
-ones of DATA, half of them COVID, or phantoms where it is absent. Loaders answer in a process that cannot import this
-package, except where the table says otherwise. Writes docs/measured/parity.json and parity.md.
+Asks the embedded models, a documented network and two stock backbones; a RUN takes the place of the model of the same
+name or architecture. Pictures are real ones of DATA, half of them COVID, or phantoms where it is absent. Loaders answer
+in a process that cannot import this package, except where the table says otherwise. Writes docs/measured/parity.json
+and parity.md.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 
 from hub_model import hub_folder
@@ -24,16 +24,15 @@ from tests import loaders
 from tests.benchmarks import measured
 from train.fit import backbones
 from train.phantom.phantom import phantom
-from train.release import export
+from train.release import web
 
 EMBEDDED = hub_folder.MODALITIES
 MADE = ("covid_cnn_1", "mobilenetv2_100", "mobilenetv4_conv_small")  # the documented one first
-INT8 = "ONNX Runtime, int8"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path, help="exported hub folders")
+    parser.add_argument("runs", nargs="*", type=Path, help="hub folders")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--images", type=int, default=20)
     args = parser.parse_args()
@@ -64,18 +63,16 @@ def pictures(data: Path, modality: str, images: int, scratch: Path) -> list[Path
 
 
 def folders(runs: list[Path], files: list[Path], scratch: Path) -> dict[str, Path]:
-    """Name -> exported hub folder, in the order of the table's columns."""
+    """Name -> hub folder with its folder for transformers.js, in the order of the table's columns."""
     runs = [run.resolve() for run in runs]  # loaders are asked elsewhere
     given = {run.name: run for run in runs}
     given |= {hub_folder.load(run).config["architecture"]: run for run in runs if run.name not in EMBEDDED}
     found = {}
     for name in EMBEDDED:
-        found[name] = given.get(name) or exported(
-            Path(shutil.copytree(hub_folder.resolve(name), scratch / name)), files
-        )
+        found[name] = with_web(given.get(name) or hub_folder.resolve(name), scratch / "with web")
     documented = next((name for name in VARIANTS if name in given), MADE[0])
     for name in (documented, *MADE[1:]):
-        found[name] = given.get(name) or exported(made(name, files, scratch), files)
+        found[name] = with_web(given.get(name) or made(name, files, scratch), scratch / "with web")
     return found
 
 
@@ -97,15 +94,11 @@ def made(name: str, files: list[Path], scratch: Path) -> Path:
     )
 
 
-def exported(path: Path, files: list[Path]) -> Path:
-    """Adds ONNX files and the folder for transformers.js; int8 rounds weights alone."""
-    folder = hub_folder.load(path)
-    pixels = torch.stack([folder.transform(loaders.read_image(file)) for file in files[:2]])
-    (path / export.FP32).parent.mkdir()
-    export.write_fp32(folder.model, pixels, path / export.FP32)
-    export._weights_only(path / export.FP32, path / export.INT8)
-    export.write_web(path, folder.config["pretrained_cfg"])
-    return path
+def with_web(path: Path, scratch: Path) -> Path:
+    """A copy of a hub folder with its folder for transformers.js."""
+    copy = Path(shutil.copytree(path, scratch / path.name))
+    web.write_web(hub_folder.open_folder(copy), copy / web.FOLDER)
+    return copy
 
 
 def differences(folder: Path, files: list[Path], scratch: Path) -> dict:
@@ -121,16 +114,14 @@ def differences(folder: Path, files: list[Path], scratch: Path) -> dict:
         answered, _ = loaders.answers(loaders.WITH_OUR_PACKAGE, folder, files, scratch)
         found["pipeline, after import hub_model"] = answered["pipeline, path"]
     pixels = torch.stack([opened.transform(loaders.read_image(file)) for file in files])
-    for name, file in (("ONNX Runtime, fp32", export.FP32), (INT8, export.INT8)):
-        found[name] = export.probability(export.run_onnx(folder / file, pixels)[0])
+    session = onnxruntime.InferenceSession(folder / hub_folder.GRAPH, providers=["CPUExecutionProvider"])
+    logits = [session.run(["logits"], {"pixel_values": one[None].numpy()})[0] for one in pixels]
+    found["ONNX Runtime"] = web.probability(np.concatenate(logits))
     if loaders.node_is_ready():
-        for name, dtype in (("transformers.js, fp32", "fp32"), ("transformers.js, q8", "q8")):
-            found[name] = loaders.transformers_js(folder / "web", dtype, files)
+        found["transformers.js"] = loaders.transformers_js(folder / web.FOLDER, "fp32", files)
     return {
         "remote_code": documented,
-        "int8": hub_folder.read_json(folder / export.REPORT)["int8"]["quantized"]
-        if (folder / export.REPORT).is_file()
-        else "rounded",
+        "trained": bool(opened.screening.get("provenance")),
         "screener": {"lowest": float(expected.min()), "highest": float(expected.max())},
         "largest_difference": {
             name: float(np.abs(np.array(answer) - expected).max()) for name, answer in found.items()
@@ -148,8 +139,7 @@ def text(result: dict) -> str:
         f"{model['screener']['lowest']:.2f} to {model['screener']['highest']:.2f}"
         for model in models.values()
     ]
-    int8 = [model["int8"] for model in models.values()]
-    untrained = [f"`{name}`" for name in models if name not in EMBEDDED and models[name]["int8"] == "rounded"]
+    untrained = [f"`{name}`" for name in models if not models[name]["trained"]]
     caveat = (
         f"Random weights exaggerate rounding; those of {', '.join(untrained)} are random. "
         if untrained
@@ -159,11 +149,10 @@ def text(result: dict) -> str:
         f"The largest difference in P(COVID) from `Screener` over {result['images']} {result['pictures']} "
         "pictures a model, by loader (`python -m tests.benchmarks.parity`). The loaders ran where this package "
         "cannot be imported, the documented network with `trust_remote_code=True`, unless a row says otherwise. "
-        f"{caveat}int8 files called 'rounded' did not go through `python -m train export`, which refuses those that "
-        "change decisions.\n\n"
+        f"{caveat}\n\n"
         + measured.table(
             ["loader", *(f"`{name}`" for name in models)],
-            [*cells, ["*int8 file*", *int8], ["*answers of Screener*", *ranges]],
+            [*cells, ["*answers of Screener*", *ranges]],
         )
     )
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.static_agreement DATA [--run RUN]... [--count 120] [--runtime DIR] [--shot PNG]
 
 DATA is a folder with xray|ct / COVID|Non-COVID. The page is made of the embedded models (or of each RUN),
-which are exported to ONNX first where they are not. Pictures of both classes are given to the page as files,
+Pictures of both classes are given to the page as files,
 and so are pictures it should refuse. Exits with 1 where a decision differs, or a probability by more than
 TOLERANCE. Writes docs/measured/static_agreement.json and static_agreement.md; --shot saves the page with a
 synthetic slice.
@@ -12,7 +12,6 @@ synthetic slice.
 import argparse
 import io
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from hub_model.screener import decide
 from tests import static_page
 from tests.benchmarks.measured import environment, table, write
 from train.measure import foreign
-from train.release import export, space
+from train.release import space
 
 TOLERANCE = 1e-4
 """Largest difference of a probability that is accepted: float32 sums in another order, over all layers."""
@@ -57,17 +56,6 @@ def samples(folder: Path, modality: str, count: int) -> list[tuple[str, str, byt
             picture.save(stream, "PNG")
             found.append(("foreign", f"{kind}{number}.png", stream.getvalue()))
     return found
-
-
-def exported(run: Path, scratch: Path) -> Path:
-    """A copy of a hub folder with onnx/model.onnx."""
-    copy = shutil.copytree(run, scratch / run.name)
-    if not (copy / export.FP32).is_file():
-        folder = hub_folder.load(copy)
-        (copy / "onnx").mkdir()
-        size = folder.config["pretrained_cfg"]["input_size"]
-        export.write_fp32(folder.model, torch.rand(2, *size), copy / export.FP32)
-    return copy
 
 
 def guard_excess(folder: hub_folder.HubFolder, content: bytes) -> float | None:
@@ -180,8 +168,7 @@ def main() -> None:
     chosen = parser.parse_args()
     asked: list[str] = []
     with tempfile.TemporaryDirectory() as name:
-        scratch, out = Path(name), Path(name) / "page"
-        runs = [exported(run, scratch) for run in chosen.run or hub_folder.embedded().values()]
+        out, runs = Path(name) / "page", chosen.run or list(hub_folder.embedded().values())
         space.write_static("org/page", [space.pin(str(run), local=True) for run in runs], out, chosen.runtime)
         result = {"tolerance": TOLERANCE, "bytes": sizes(out), "models": {}}
         viewport = {"width": 1200, "height": 900}

@@ -252,8 +252,8 @@ SPOILT = {
     "never evaluated": (lambda run: (run / "evaluation.json").unlink(), "evaluat"),
     "exported from other weights": (
         lambda run: (
-            (run / "onnx").mkdir(),
-            (run / "onnx" / "export.json").write_text('{"weights_sha256": "0"}'),
+            (run / "web").mkdir(),
+            (run / "web" / "export.json").write_text('{"weights_sha256": "0"}'),
         ),
         "other weights",
     ),
@@ -274,8 +274,7 @@ def test_a_spoilt_run_stays_here(hub, run, what):  # noqa: F811
 
 
 def test_a_run_that_a_loader_does_not_open_stays_here(every_loader, hub, run):  # noqa: F811
-    (run / "onnx").mkdir()
-    (run / "onnx" / "model.onnx").write_bytes(b"no graph")
+    (run / "model.onnx").write_bytes(b"no graph")
     card.card(run)
     with pytest.raises(Refused, match="ONNX Runtime does not open"):
         publish.publish(run, "org/ct")

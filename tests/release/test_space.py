@@ -14,7 +14,7 @@ import yaml
 from hub_model import FolderRefused
 from hub_model.refused import Refused
 from tests.hub_standin import hub  # noqa: F401
-from tests.made_run import add_onnx, make_run
+from tests.made_run import make_run
 from tests.static_page import NEEDED, runtime
 from train.release import card, publish, space
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    run = add_onnx(make_run(tmp_path_factory.mktemp("runs") / "ct"))
+    run = make_run(tmp_path_factory.mktemp("runs") / "ct")
     card.card(run)
     return run
 

@@ -5,6 +5,7 @@ network.
 import io
 import json
 import re
+import shutil
 import struct
 import zlib
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 from hub_model import Screener
 from hub_model.refused import Refused
 from tests import static_page
-from tests.made_run import add_onnx, make_run, pictures
+from tests.made_run import make_run, pictures
 from train.release import space
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -26,7 +27,7 @@ SAME = 1e-5
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return add_onnx(make_run(tmp_path_factory.mktemp("runs") / "ct"))
+    return make_run(tmp_path_factory.mktemp("runs") / "ct")
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +241,17 @@ def test_what_the_folder_holds(page_folder):
     assert "provenance" not in json.loads((page_folder / "models" / "ct" / "screening.json").read_text())
 
 
-def test_a_model_without_onnx_is_refused(run, tmp_path):
-    bare = make_run(tmp_path / "bare")
-    with pytest.raises(Refused, match="python -m train export"):
-        space._browser_files(space.pin(str(bare), local=True))
+def test_the_page_takes_the_graph_and_the_weights_of_the_folder(run):
+    files = space._browser_files(space.pin(str(run), local=True))
+    assert files["model.onnx"] == (run / "model.onnx").read_bytes()
+    assert files["model.safetensors"].read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_finds_the_lungs_first_is_not_for_this_page(run, tmp_path):
+    aligned = shutil.copytree(run, tmp_path / "aligned")
+    (aligned / "lungs.json").write_text("{}")
+    with pytest.raises(Refused, match="finds the lungs in a picture first"):
+        space._browser_files(space.Pinned("aligned", None, aligned))
 
 
 def test_another_runtime_is_refused(tmp_path):

@@ -150,7 +150,8 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "training": _training(provenance.get("training")),
         "predictive": _predictive(evaluation, next(iter(screening["operating_points"]))),
         "plots": [name for name in PLOTS if (run / "plots" / f"{name}.png").is_file()],
-        "onnx": sorted(file.name for file in (run / "onnx").glob("*.onnx")),
+        "onnx": (run / hub_folder.GRAPH).is_file(),
+        "web": (run / "web").is_dir(),
         "has_guard": (run / hub_folder.GUARD).is_file(),
         "guard": _guard(evaluation),
     }

@@ -17,15 +17,19 @@ from hub_model.hub_folder import COVID, LABELS
 from hub_model.refused import Refused
 
 from . import card as cards
-from . import origins
+from . import origins, web
 from .hub import Content, Target, check_traces, collected, show
 from .metadata import SUBJECTS
 
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
+    "model.onnx",
     "screening.json",
     "guard.safetensors",
+    "lungs.json",
+    "lungs.safetensors",
+    "lungs.onnx",
     "evaluation.json",
     "README.md",
     "collections.json",
@@ -36,11 +40,11 @@ MODEL_FILES = (
     "modeling_covid_cnn.py",
     "plots/*.png",
     ".eval_results/*.yaml",
-    "onnx/*.onnx",
-    "onnx/export.json",
     "web/*.json",
     "web/onnx/*.onnx",
 )
+EARLIER_FILES = ("onnx/*.onnx", "onnx/export.json")
+"""What earlier versions uploaded as well; it goes with the next upload."""
 DATA_FILES = ("README.md", "split.json", "manifest.parquet", "leak_report.json", "data/*.parquet")
 SAME = 1e-4
 """Largest difference of probabilities between loaders on one picture."""
@@ -77,7 +81,7 @@ def publish(
     modality = hub_folder.read_json(Path(run) / hub_folder.SCREENING)["modality"]
     title = f"covid-xct {modality}: {hub_folder.sha256(Path(run) / hub_folder.WEIGHTS)[:12]}"
     target = Target(
-        repo_id, "model", private=private, revision=revision, tag=tag, owns=MODEL_FILES,
+        repo_id, "model", private=private, revision=revision, tag=tag, owns=MODEL_FILES + EARLIER_FILES,
         marks=(hub_folder.SCREENING,), replace=replace, subject=SUBJECTS[modality],
     )  # fmt: skip
     return target.upload(files, title)
@@ -156,12 +160,12 @@ def check_pictures(run: Path, may_pass_on: bool) -> None:
 
 
 def check_export(run: Path) -> None:
-    """Refuses ONNX files that were made of other weights than lie in the folder."""
-    report = run / "onnx" / "export.json"
+    """Refuse a folder for transformers.js that was made of other weights than lie in the run."""
+    report = run / web.FOLDER / web.REPORT
     weights = hub_folder.sha256(run / hub_folder.WEIGHTS)
     if report.is_file() and hub_folder.read_json(report).get("weights_sha256") != weights:
         raise Refused(
-            f"{run}: its ONNX files are of other weights. Say `python -m train export {run}` again."
+            f"{run}: its folder {web.FOLDER} is of other weights. Say `python -m train export {run}` again."
         )
 
 
@@ -206,8 +210,9 @@ def _onnxruntime(run: Path) -> Callable[[Image.Image], float]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of constants that it could not fold ahead
     session = onnxruntime.InferenceSession(
-        run / "onnx" / "model.onnx", options, providers=["CPUExecutionProvider"]
+        run / hub_folder.GRAPH, options, providers=["CPUExecutionProvider"]
     )
     transform = hub_folder.transform_of(hub_folder.read_json(run / hub_folder.CONFIG))
     name = session.get_inputs()[0].name
@@ -234,7 +239,7 @@ def check_loaders(run: Path) -> None:
     pictures = [Image.fromarray(n.astype(np.uint8)).resize((310, 290)) for n in noise]
     answers: dict[str, list[float]] = {}
     for name, opened in LOADERS.items():
-        if name == "ONNX Runtime" and not (run / "onnx" / "model.onnx").is_file():
+        if name == "ONNX Runtime" and not (run / hub_folder.GRAPH).is_file():
             continue
         try:
             answers[name] = [opened(run)(picture) for picture in pictures]

@@ -38,13 +38,15 @@ PYTHON = "3.11"
 PRELOADED = (
     hub_folder.CONFIG,
     hub_folder.WEIGHTS,
+    hub_folder.GRAPH,
     hub_folder.SCREENING,
     hub_folder.GUARD,
     hub_folder.EVALUATION,
     card.README,
     "plots/*.png",
 )
-OUTPUTS = {"logits", "heatmap", "features"}
+LUNGS = "lungs.json"
+"""A model with this file finds the lungs in a picture before it looks."""
 MARKS = ("start.py", "space.json")
 """By which a page of ours is known: of the Gradio kind, of the static kind."""
 
@@ -131,7 +133,7 @@ def pin(name: str, local: bool = False) -> Pinned:
             raise Refused(
                 f"{name} is a folder of this machine, where a Space does not find it. Publish it first."
             )
-        return Pinned(Path(name).resolve().name, None, hub_folder.load(name).path)
+        return Pinned(Path(name).resolve().name, None, hub_folder.open_folder(name).path)
     repo_id, _, revision = name.partition("@")
     folder = hub_folder.load(repo_id, revision or None).path
     if not re.fullmatch(r"[0-9a-f]{40}", folder.name):
@@ -287,30 +289,28 @@ def _runtime(package: Path) -> dict[str, Content]:
 
 
 def _browser_files(model: Pinned) -> dict[str, Content]:
-    """The files of a model that the page reads.
+    """Name the files of a model that the page reads: its graph and weights as they are, and what judges its answers.
 
     Raises:
-        Refused: no ONNX file with the heat map and the guard's features, or a preprocessing the page
-            does not know.
+        Refused: no guard, or steps before the network that the page does not know.
     """
-    import onnxruntime
-
-    graph = _graph(model)
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    missing = OUTPUTS - {output.name for output in session.get_outputs()}
-    config = hub_folder.read_json(model.folder / hub_folder.CONFIG)["pretrained_cfg"]
-    how = tuple(config.get(key) for key in ("interpolation", "crop_mode", "crop_pct"))
-    if missing or how != ("bicubic", "squash", 1.0):
-        what = f"outputs {sorted(missing)} of its ONNX file" if missing else f"the preprocessing {how}"
+    folder = hub_folder.open_folder(model.folder)
+    cfg = folder.config["pretrained_cfg"]
+    how = tuple(cfg.get(key) for key in ("interpolation", "crop_mode", "crop_pct"))
+    if how != ("bicubic", "squash", 1.0):
         raise Refused(
-            f"{model}: the page cannot use it for want of {what}. Export it with `python -m train export`."
+            f"{model}: the page resizes bicubic, squashed and whole, and this model wants {how}. Choose another model."
         )
-    guard = hub_folder.open_folder(model.folder).guard
-    if guard is None:
+    if (model.folder / LUNGS).is_file():
+        raise Refused(
+            f"{model}: it finds the lungs in a picture first, which the static page cannot do. Leave --static out, or "
+            "choose a model that reads the whole picture."
+        )
+    if folder.guard is None:
         raise Refused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
-    guard = {
-        name: np.ascontiguousarray(array, np.float32) for name, array in guard.items()
-    }  # JavaScript has no halves
+    guard = {  # JavaScript has no halves
+        name: np.ascontiguousarray(array, np.float32) for name, array in folder.guard.items()
+    }
     at = hub_folder.read_json(model.folder / hub_folder.EVALUATION)["test"]["at"]
     tested = {name: {key: found[key] for key in ("sensitivity", "specificity")} for name, found in at.items()}
     # whatever is not needed to judge stays away from the page: provenance is in the card
@@ -322,26 +322,9 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
         "config.json": model.folder / hub_folder.CONFIG,
         "screening.json": json.dumps({**kept, "tested": tested}).encode(),
         "guard.safetensors": safetensors.numpy.save(guard),
-        "model.onnx": graph,
+        hub_folder.GRAPH: folder.graph(),
+        hub_folder.WEIGHTS: model.folder / hub_folder.WEIGHTS,
     }
-
-
-def _graph(model: Pinned) -> Path:
-    graph = model.folder / "onnx" / "model.onnx"
-    if graph.is_file():
-        return graph
-    if model.commit:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(model.name, "onnx/model.onnx", revision=model.commit))
-        except EntryNotFoundError:
-            pass
-    raise Refused(
-        f"{model} has no onnx/model.onnx. Export it with `python -m train export`, and publish it again if "
-        "it is on the Hub."
-    )
 
 
 def _write(out: Path, files: dict[str, Content]) -> dict[str, Content]:

@@ -242,7 +242,11 @@ export class Model {
     model.screening = await (await get("screening.json")).json();
     model.guard = model.screening.guard ? readSafetensors(await (await get("guard.safetensors")).arrayBuffer()) : null;
     const graph = await (await get("model.onnx")).arrayBuffer();
-    model.session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    // the graph holds no weights: it reads them, by offset, from the file that every other loader opens
+    const weights = new Uint8Array(await (await get("model.safetensors")).arrayBuffer());
+    model.session = await ort.InferenceSession.create(graph, {
+      executionProviders: ["wasm"], logSeverityLevel: 3, externalData: [{ path: "model.safetensors", data: weights }],
+    });
     return model;
   }
 
