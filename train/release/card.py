@@ -151,7 +151,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "predictive": _predictive(evaluation, next(iter(screening["operating_points"]))),
         "plots": [name for name in PLOTS if (run / "plots" / f"{name}.png").is_file()],
         "onnx": (run / hub_folder.GRAPH).is_file(),
-        "web": (run / "web").is_dir(),
+        "web": (run / "web" / "onnx" / "model.onnx").is_file(),
         "has_guard": (run / hub_folder.GUARD).is_file(),
         "guard": _guard(evaluation),
     }

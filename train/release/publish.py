@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from hub_model import hub_folder
+from hub_model import hub_folder, lungs
 from hub_model.hub_folder import COVID, LABELS
 from hub_model.refused import Refused
 
@@ -27,15 +27,10 @@ MODEL_FILES = (
     "model.onnx",
     "screening.json",
     "guard.safetensors",
-    "lungs.json",
-    "lungs.safetensors",
-    "lungs.onnx",
+    *lungs.FILES,
     "evaluation.json",
     "README.md",
     "collections.json",
-    "lungs.json",
-    "lungs.safetensors",
-    "lungs.onnx",
     "covid_cnn.py",
     "modeling_covid_cnn.py",
     "plots/*.png",

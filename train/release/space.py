@@ -17,7 +17,7 @@ import safetensors.numpy
 import typer
 import yaml
 
-from hub_model import grey, heatmap, hub_folder
+from hub_model import grey, heatmap, hub_folder, lungs
 from hub_model.guard import BLANK_DEVIATION
 from hub_model.refused import Refused
 from hub_model.whole import whole_folder
@@ -41,12 +41,11 @@ PRELOADED = (
     hub_folder.GRAPH,
     hub_folder.SCREENING,
     hub_folder.GUARD,
+    *lungs.FILES,
     hub_folder.EVALUATION,
     card.README,
     "plots/*.png",
 )
-LUNGS = "lungs.json"
-"""A model with this file finds the lungs in a picture before it looks."""
 MARKS = ("start.py", "space.json")
 """By which a page of ours is known: of the Gradio kind, of the static kind."""
 
@@ -301,7 +300,7 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
         raise Refused(
             f"{model}: the page resizes bicubic, squashed and whole, and this model wants {how}. Choose another model."
         )
-    if (model.folder / LUNGS).is_file():
+    if (model.folder / lungs.SETTINGS).is_file():
         raise Refused(
             f"{model}: it finds the lungs in a picture first, which the static page cannot do. Leave --static out, or "
             "choose a model that reads the whole picture."
