@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
-from pydicom.pixels import pixel_array
+from pydicom.pixels import convert_color_space, pixel_array
 
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"  # Deflated Image Frame Compression, younger than pydicom's list
 UNCOMPRESSED_FRAMES = "1.2.840.10008.1.2.1.98"  # Encapsulated Uncompressed Explicit VR Little Endian
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+JPEG_LOSSLESS = (uid.JPEGLossless, uid.JPEGLosslessSV1)
 JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
@@ -75,11 +76,35 @@ def decoded(frame: bytes, syntax: str, tags: Dataset) -> np.ndarray:
     declared = (image.Columns, image.Rows, image.SamplesPerPixel)
     if stream[:3] != declared or not 0 < stream.bits <= min(MAX_BITS, image.BitsAllocated):
         raise StreamRefused(f"the header says {declared}, the stream {tuple(stream)}")
+    if syntax in JPEG_LS or (syntax in JPEG and (stream.bits > 8 or syntax in JPEG_LOSSLESS)):
+        return _by_imagecodecs(image, frame, syntax, stream.bits)
     # compressed samples lie at the low end of their cells; where all bits up to a higher one are coded, they do not
     empty = image.get("HighBit", image.BitsStored - 1) + 1 - image.BitsStored
     if empty > 0 and stream.bits == image.BitsStored + empty:
         return _by_pydicom(image, encapsulate([frame]), syntax, correct_unused_bits=False) >> empty
     return _by_pydicom(image, encapsulate([frame]), syntax)
+
+
+def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np.ndarray:
+    """JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
+    import imagecodecs
+
+    values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg8_decode(frame)
+    if values.shape[:2] != (image.Rows, image.Columns):
+        raise StreamRefused("decoded to another size")
+    if values.ndim == 3:
+        return (
+            convert_color_space(values, "YBR_FULL", "RGB")
+            if "YBR" in image.PhotometricInterpretation
+            else values
+        )
+    empty = image.get("HighBit", image.BitsStored - 1) + 1 - image.BitsStored
+    if empty > 0 and coded == image.BitsStored + empty:
+        values, coded = values >> empty, image.BitsStored
+    if not image.PixelRepresentation:
+        return values
+    unused = 16 - min(coded, image.BitsStored)  # these codecs know no sign
+    return (values.astype(np.uint16) << unused).view(np.int16) >> unused
 
 
 def _by_pydicom(image: Dataset, data: bytes, syntax: str, **options: Any) -> np.ndarray:
