@@ -3,15 +3,14 @@
     python demo/app.py [--host 127.0.0.1] [--port 7860] [--mcp]
 
 COVID_XCT_USER and COVID_XCT_PASSWORD, set together, ask visitors for them; COVID_XCT_XRAY and COVID_XCT_CT
-name models other than the embedded ones. The page asks nobody but this server, no picture is kept, and
-neither file names nor patient tags are logged.
+name models other than the embedded ones; COVID_XCT_PROXY names the addresses of a proxy before the page. The page
+asks nobody but this server, no picture is kept, and neither file names nor patient tags are logged.
 """
 
 import argparse
 import atexit
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -27,11 +26,15 @@ os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
 import gradio as gr
+import uploads
 import views
 from desk import Desk
+from gate import LOOPBACK, Gate, fetch_nothing
 from gradio.i18n import I18nData
+from gradio.utils import get_upload_folder
 from intake import MAX_PICTURES
 from page import Page
+from quiet import keep_quiet
 from starlette.middleware import Middleware
 
 from hub_model import FolderRefused, Screener
@@ -43,8 +46,9 @@ KEPT_MINUTES = 5
 SWEEP_SECONDS = 60
 MAX_UPLOAD = "256mb"
 """Of one file, as `hub_model.grey.MAX_BYTES`."""
-USER, PASSWORD = "COVID_XCT_USER", "COVID_XCT_PASSWORD"
+USER, PASSWORD, PROXY = "COVID_XCT_USER", "COVID_XCT_PASSWORD", "COVID_XCT_PROXY"
 POINTS = ("sensitivity", "balanced", "specificity")
+"""Operating points that the languages have words for."""
 Say = Callable[[str], I18nData]
 # Gradio's own preprocessing of a file leaves an empty temporary file behind every time; see `desk.paths`
 RAW = {"preprocess": False}
@@ -68,11 +72,7 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
     def say(key: str) -> I18nData:
         return translations(views.PREFIX + key)
 
-    with gr.Blocks(
-        title="Chest COVID-19 screening",
-        analytics_enabled=False,
-        delete_cache=(SWEEP_SECONDS, KEPT_MINUTES * 60 - SWEEP_SECONDS),
-    ) as demo:
+    with gr.Blocks(title="Chest COVID-19 screening", analytics_enabled=False) as demo:
         gr.HTML(say("header"))
         with gr.Tabs():
             with gr.Tab(say("tab_screen")):
@@ -94,8 +94,9 @@ def _kind(desk: Desk, say: Say) -> gr.Radio:
     return gr.Radio([(say(name), name) for name in desk.kinds], value=desk.kinds[0], label=say("kind"))
 
 
-def _point(say: Say) -> gr.Radio:
-    return gr.Radio([(say(f"point_{name}"), name) for name in POINTS], value=POINTS[0], label=say("point"))
+def _point(desk: Desk, say: Say) -> gr.Radio:
+    choices = [(say(f"point_{name}") if name in POINTS else name, name) for name in desk.points]
+    return gr.Radio(choices, value=desk.points[0], label=say("point"))
 
 
 def _one_picture(desk: Desk, say: Say) -> None:
@@ -104,7 +105,7 @@ def _one_picture(desk: Desk, say: Say) -> None:
         with gr.Column(scale=2, min_width=300):
             gr.HTML(say("drop"), elem_classes="hint")
             upload = gr.File(label=say("column_picture"), elem_classes="drop", height=150)
-            kind, point = _kind(desk, say), _point(say)
+            kind, point = _kind(desk, say), _point(desk, say)
             examples = gr.HTML(
                 say("example_buttons"), js_on_load=EXAMPLE_CLICKED, visible=bool(desk.examples)
             )
@@ -131,7 +132,7 @@ def _many_pictures(desk: Desk, say: Say) -> None:
     gr.HTML(say("batch_drop"), elem_classes="hint")
     upload = gr.File(label=say("tab_batch"), file_count="multiple", elem_classes="drop", height=170)
     with gr.Row():
-        kind, point = _kind(desk, say), _point(say)
+        kind, point = _kind(desk, say), _point(desk, say)
     start, stop = _start_and_stop(say)
     progress, table = gr.HTML(), gr.HTML()
     _run(start, stop, desk, "batch", [upload, kind, point], [progress, table])
@@ -144,7 +145,7 @@ def _series(desk: Desk, say: Say) -> None:
     with gr.Row():
         upload = gr.File(label=say("tab_series"), file_count="multiple", elem_classes="drop", height=170)
         folder = gr.File(label=say("series_folder"), file_count="directory", height=170)
-    point = _point(say)
+    point = _point(desk, say)
     start, stop = _start_and_stop(say)
     progress, slices = gr.HTML(), gr.HTML()
     _run(start, stop, desk, "series", [upload, folder, point], [progress, slices])
@@ -174,19 +175,37 @@ def _model(desk: Desk, say: Say, tab: gr.Tab) -> None:
     kind = gr.Radio([(say(name), name) for name in names], value=names[0], label=say("model_choose"))
     figures, card = gr.HTML(), gr.Markdown(elem_classes="card")
     gr.on([tab.select, kind.input], desk.show_model, kind, [figures, card], **PRIVATE)
-    gr.Button(visible=False).click(desk.model, kind, gr.JSON(visible=False), api_name="model")
+    gr.Button(visible=False).click(desk.model, kind, gr.JSON(visible=False), api_name="model", **RAW)
 
 
-def options(demo: gr.Blocks) -> dict[str, Any]:
-    """Arguments of ``demo.launch`` that belong to the page, wherever it is served."""
+def options(demo: gr.Blocks, host: str = "127.0.0.1") -> dict[str, Any]:
+    """Arguments of ``demo.launch`` that belong to the page, wherever it is served.
+
+    Args:
+        demo: the page.
+        host: the address it listens on.
+    """
     user, password = os.environ.get(USER), os.environ.get(PASSWORD)
+    in_space = bool(os.environ.get("SPACE_ID"))
+    proxied = bool(os.environ.get(PROXY)) or in_space
+    # whose word uvicorn takes for where a request comes from; its own default is whoever is on this computer
+    os.environ["FORWARDED_ALLOW_IPS"] = os.environ.get(PROXY) or ("*" if in_space else "")
+    fetch_nothing()
+    demo.uploads = uploads.Uploads(
+        Path(get_upload_folder()), KEPT_MINUTES * 60 - SWEEP_SECONDS, SWEEP_SECONDS, demo.temp_file_sets
+    )
+    demo.uploads.watch()
+    gate = Middleware(Gate, uploads=demo.uploads, loopback=host in LOOPBACK, proxied=proxied)
     return {
         "auth": (user, password) if user and password else None,
         "theme": views.theme(),
         "css_paths": HERE / "theme.css",
         "head": f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
         "i18n": demo.translations,
-        "app_kwargs": {"middleware": [Middleware(Page)], "docs_url": None, "redoc_url": None},
+        "app_kwargs": {
+            "middleware": [Middleware(Page, framed=in_space), gate],
+            **dict.fromkeys(("docs_url", "redoc_url", "openapi_url")),  # Gradio's own is behind the log-in
+        },
         "footer_links": ["api"],
         "max_file_size": MAX_UPLOAD,
         "run_history": False,
@@ -229,7 +248,7 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
     _private_folder()
     demo = build(screeners)
     return demo, {
-        **options(demo),
+        **options(demo, chosen.host),
         "server_name": chosen.host,
         "server_port": chosen.port,
         "mcp_server": chosen.mcp or None,
@@ -291,18 +310,23 @@ def _mcp_problem() -> str | None:
 
 
 def _private_folder() -> None:
-    """Keep uploads in a folder of our own, which goes when the server does."""
-    folder = tempfile.mkdtemp(prefix="covid-xct-", dir=os.environ.get("GRADIO_TEMP_DIR"))
-    os.environ["GRADIO_TEMP_DIR"] = folder
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """Keep uploads, and whatever else is written for a while, in a folder of our own that goes when the server does."""
+    folder, lock = uploads.private_folder(os.environ.get("GRADIO_TEMP_DIR"))
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
+    atexit.register(uploads.remove, folder, lock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service cleans up as well
 
 
 if __name__ == "__main__":
     demo, launch_options = prepare()
+    output = keep_quiet()
     try:
         _, address, _ = demo.launch(prevent_thread_lock=True, **launch_options)
     except OSError:  # Gradio gives its server 5 seconds to come up
-        sys.exit("The server did not come up, or another program took the port meanwhile. Start it again.")
-    print(f"Chest COVID-19 screening: open {address} in a browser; stop with Ctrl+C.", flush=True)
+        print(
+            "The server did not come up, or another program took the port meanwhile. Start it again.",
+            file=output,
+        )
+        sys.exit(1)
+    print(f"Chest COVID-19 screening: open {address} in a browser; stop with Ctrl+C.", file=output)
     demo.block_thread()

@@ -1,6 +1,5 @@
 """What the buttons and the endpoints do: uploads come in, HTML or records for programs go out."""
 
-import itertools
 import secrets
 import threading
 import time
@@ -13,11 +12,11 @@ import gradio as gr
 import texts
 import views
 from intake import Picture, UploadRefused, keep, pictures, slices
-from judge import DETECT, Judgement, judge
+from judge import DETECT, Judgement, judge, judge_many, points
 from page import spoken
 from PIL import Image
 
-from hub_model import Screener
+from hub_model import Frame, Refused, Screener
 from hub_model.heatmap import overlay
 
 Uploaded = list[dict[str, Any]] | dict[str, Any] | None
@@ -31,9 +30,6 @@ class Run:
     def __init__(self) -> None:
         self.stopped = threading.Event()
         self._drawn = time.monotonic() - REDRAWN  # the first picture is shown at once
-
-    def until_stopped(self, todo: list[Picture]) -> Iterator[Picture]:
-        yield from itertools.takewhile(lambda _: not self.stopped.is_set(), todo)
 
     def due(self, pause: float) -> bool:
         """Whether the page should be drawn again, at most every `pause` seconds."""
@@ -61,6 +57,11 @@ class Desk:
         """What a picture may be said to be."""
         return [DETECT, *self.screeners] if len(self.screeners) > 1 else list(self.screeners)
 
+    @property
+    def points(self) -> list[str]:
+        """The operating points to choose from."""
+        return points(self.screeners)
+
     # One picture
 
     def take(self, files: Uploaded) -> tuple[None, Path | None]:
@@ -72,30 +73,33 @@ class Desk:
         return self.examples.get(str(event._data.get("name")))
 
     def show(self, path: Path | None, kind: str, point: str, request: gr.Request) -> str:
-        """Screen the picture at hand and say what is to be said."""
+        """Screen the picture at hand, and say the answer in the visitor's language."""
         language = spoken(request.request.scope)
         say = texts.teller(language)
         if path is None:
             return views.message(say("waiting"), language)
         if not path.is_file():
             return views.message(say("gone"), language, "problem")
-        return views.answer(judge(self.screeners, path, kind, point), language)
+        try:
+            return views.answer(judge(self.screeners, path, kind, point), language)
+        except Refused as refusal:
+            return views.refusal(refusal, language)
 
     # Many pictures, slice after slice
 
     def run_batch(
         self, files: Uploaded, kind: str, point: str, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
-        """Screen pictures one by one: how far it is, and the table so far."""
+        """Screen pictures: how far it is, and the table so far."""
         language, rows, count = spoken(request.request.scope), [], views.Count()
         with self._under_way("batch", request) as run:
             try:
                 todo = pictures(paths(files))
-            except UploadRefused as refusal:
+                judged = self._judged(todo, kind, point, run)
+            except Refused as refusal:
                 yield views.refusal(refusal, language), ""
                 return
-            for picture in run.until_stopped(todo):
-                judgement = self._judge(picture, kind, point, heat_map=True)
+            for picture, judgement in judged:
                 count.add(picture.name, judgement, language)
                 rows.append(views.row(picture.name, judgement, language))
                 if run.due(REDRAWN):
@@ -112,11 +116,11 @@ class Desk:
         with self._under_way("series", request) as run:
             try:
                 todo = slices([*paths(files), *paths(folder)])
-            except UploadRefused as refusal:
+                judged = self._judged(todo, self._series_kind, point, run)
+            except Refused as refusal:
                 yield views.refusal(refusal, language), ""
                 return
-            for number, picture in enumerate(run.until_stopped(todo), start=1):
-                judgement = self._judge(picture, self._series_kind, point, heat_map=True)
+            for number, (_, judgement) in enumerate(judged, start=1):
                 seen.append(views.Slice.of(number, judgement, language))
                 if run.due(2 * REDRAWN):
                     keep(todo)
@@ -144,15 +148,29 @@ class Desk:
     def _series_kind(self) -> str:
         return "ct" if "ct" in self.screeners else next(iter(self.screeners))
 
-    def _judge(self, picture: Picture, kind: str, point: str, *, heat_map: bool) -> Judgement:
-        return judge(self.screeners, picture.source, kind, point, frame=picture.frame, heat_map=heat_map)
+    def _judged(
+        self, todo: list[Picture], kind: str, point: str, run: Run | None = None
+    ) -> Iterator[tuple[Picture, Judgement]]:
+        """Each picture with its answer, in batches, until the run is stopped; heat maps for a run on the page."""
+        sources = (Frame(picture.source, picture.frame) for picture in todo)
+        judged = judge_many(self.screeners, sources, kind, point, heat_map=run is not None)
+
+        def until_stopped() -> Iterator[tuple[Picture, Judgement]]:
+            for pair in zip(todo, judged, strict=True):
+                yield pair
+                if run is not None and run.stopped.is_set():
+                    return
+
+        return until_stopped()
 
     # About the model
 
     def show_model(self, kind: str, request: gr.Request) -> tuple[str, str]:
         """Figures and plots as HTML, and the card as Markdown."""
-        language = spoken(request.request.scope)
-        return views.model(self.screeners[kind], language), views.card(self.screeners[kind])
+        if kind not in list(self.screeners):  # asked past the page's buttons
+            return "", ""
+        screener = self.screeners[kind]
+        return views.model(screener, spoken(request.request.scope)), views.card(screener)
 
     def show_code(self, request: gr.Request) -> str:
         """How to get the same answers from code, with this page's own address."""
@@ -166,15 +184,16 @@ class Desk:
 
         Args:
             file: PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file.
-            kind: "detect", "xray" or "ct".
-            operating_point: "sensitivity", "balanced" or "specificity".
+            kind: "detect", "xray" or "ct"; any other word is an error.
+            operating_point: "sensitivity", "balanced" or "specificity"; any other word is an error.
 
         Returns:
             decision ("positive", "negative", "inconclusive" or "refused"), probability (calibrated, 0..1;
             null when refused), operating_point, threshold, modality, reasons (sentences), codes (names of the
             reasons, which stay when the wording changes), model.
         """
-        return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
+        with _said():
+            return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
 
     def heat_map(self, file: Uploaded, kind: str) -> Image.Image:
         """The picture, tinted where the model found evidence for COVID-19 (orange) and against it (blue).
@@ -186,8 +205,9 @@ class Desk:
         Returns:
             JPEG picture of the same size; an error with the reason where the picture was refused.
         """
-        judgement = judge(self.screeners, _first(file), kind, "sensitivity")
-        if judgement.finding is None or judgement.finding.heat_map is None:
+        with _said():
+            judgement = judge(self.screeners, _first(file), kind, self.points[0])
+        if judgement.finding.heat_map is None:
             raise gr.Error(" ".join(views.record(judgement)["reasons"]), print_exception=False)
         tinted = overlay(judgement.finding.image, judgement.finding.heat_map)
         # Gradio names a result by its content, and would write anew the file that another visitor is fetching
@@ -198,7 +218,7 @@ class Desk:
         """Judge many pictures; a broken one gives a refusal and the rest goes on.
 
         Args:
-            files: pictures, or zips of pictures, 500 at most.
+            files: pictures, or zips or tars of pictures, 500 at most.
             kind: "detect", "xray" or "ct".
             operating_point: "sensitivity", "balanced" or "specificity".
 
@@ -207,18 +227,15 @@ class Desk:
         """
         with _said():
             return [
-                {
-                    "file": picture.name,
-                    **views.record(self._judge(picture, kind, operating_point, heat_map=False)),
-                }
-                for picture in pictures(paths(files))
+                {"file": picture.name, **views.record(judgement)}
+                for picture, judgement in self._judged(pictures(paths(files)), kind, operating_point)
             ]
 
     def series(self, files: Uploaded, operating_point: str) -> dict[str, Any]:
         """Judge every slice of a CT series. The counts are no validated test of the patient.
 
         Args:
-            files: a DICOM file with many frames, the slices of one series, or a zip of them; 500 at most.
+            files: a DICOM file with many frames, the slices of one series, or a zip or tar of them; 500 at most.
             operating_point: "sensitivity", "balanced" or "specificity".
 
         Returns:
@@ -226,13 +243,10 @@ class Desk:
             "slice" from 1, the most suspicious first).
         """
         with _said():
+            judged = self._judged(slices(paths(files)), self._series_kind, operating_point)
             records = [
-                {
-                    "slice": number,
-                    "file": picture.name,
-                    **views.record(self._judge(picture, self._series_kind, operating_point, heat_map=False)),
-                }
-                for number, picture in enumerate(slices(paths(files)), start=1)
+                {"slice": number, "file": picture.name, **views.record(judgement)}
+                for number, (picture, judgement) in enumerate(judged, start=1)
             ]
         judged = [record for record in records if record["probability"] is not None]
         return {
@@ -250,19 +264,23 @@ class Desk:
         Returns:
             screening (operating points, provenance), evaluation (every measured figure; null where none).
         """
-        if kind not in self.screeners:
-            raise gr.Error(f"kind must be one of {', '.join(self.screeners)}.", print_exception=False)
+        if kind not in list(self.screeners):
+            raise gr.Error(
+                f"kind {kind!r} is not known. Accepted: {', '.join(self.screeners)}.", print_exception=False
+            )
         screener = self.screeners[kind]
         return {"screening": screener.screening, "evaluation": views.evaluation(screener)}
 
 
 @contextmanager
 def _said() -> Iterator[None]:
-    """A refused upload reaches the caller of an endpoint as its sentence."""
+    """A refused upload or an unknown word reaches the caller of an endpoint as its sentence."""
     try:
         yield
     except UploadRefused as refusal:
         raise gr.Error(texts.teller("en")(refusal.key, **refusal.values), print_exception=False) from None
+    except Refused as refusal:
+        raise gr.Error(str(refusal), print_exception=False) from None
 
 
 def paths(uploaded: Uploaded) -> list[Path]:

@@ -1,23 +1,28 @@
-"""From what a user uploads to the pictures in it: files, zips, frames of a DICOM, slices in order.
+"""From what a user uploads to the pictures in it: files, archives, frames of a DICOM, slices in order.
 
-Nothing is unpacked to disk, and one picture is read at a time.
+Nothing is unpacked to disk, an archive is opened once, and one picture is read at a time.
 """
 
 import contextlib
 import os
-import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_model.images import ImageRefused, frame_count, slice_place
+from hub_model.archives import Archive, ArchiveRefused, Limits, Member, is_archive, open_archive
+from hub_model.folders import is_rubbish, natural
+from hub_model.grey import ImageRefused
+from hub_model.images import frame_count, slice_place
 from hub_model.refused import Refused
 
 MAX_PICTURES = 500
 """In one batch or series; a longer list keeps others waiting too long."""
+MAX_ENTRIES = 4000
+"""In all archives of one upload, with the folders and the files that systems add."""
 MAX_UNPACKED = 1000
-"""Megabytes that a zip may claim to unpack to. zipfile never reads more from a member than it claims."""
+"""Megabytes that all archives of one upload may say they unpack to; no more is ever read."""
+SAID = {"archive_entries": "too_many_entries", "archive_too_large": "zip_too_large"}
+"""Texts for what is wrong with an archive as a whole; ``zip_broken`` for all else."""
 
 
 class UploadRefused(Refused):
@@ -35,48 +40,52 @@ class Picture:
     Attributes:
         name: what to call it, from the file's name.
         path: the uploaded file.
-        member: its name in the zip, where ``path`` is one.
+        archive: open as long as a picture of it is at hand, where ``path`` is one.
+        member: the entry of the archive.
         frame: number of the frame, from 0, in a file with several.
     """
 
     name: str
     path: Path
-    member: str | None = None
+    archive: Archive | None = None
+    member: Member | None = None
     frame: int | None = None
 
     def source(self) -> Path | bytes:
         """What `read_image` takes.
 
         Raises:
-            ImageRefused: the upload is gone, or the zip is damaged at this place.
+            ImageRefused: the upload is gone, or the archive is damaged, locked or packed oddly at this place.
         """
         if not self.path.is_file():
             raise ImageRefused(
                 f"{self.name}: the upload has been deleted from the server. Add the file again.", "missing"
             )
-        if self.member is None:
+        if self.archive is None:
             return self.path
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
-        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-            raise ImageRefused(
-                f"{self.name}: cannot be unpacked (damaged, or locked with a password). Make the zip again.",
-                "locked",
-            ) from error
+            return self.archive.read(self.member)
+        except ArchiveRefused as refusal:
+            reason = refusal.reason
+            raise ImageRefused(f"{self.name}: {reason}", reason.code, **reason.values) from None
 
 
 def pictures(paths: Iterable[Path]) -> list[Picture]:
-    """Every picture in the uploaded files, zips opened (a zip in a zip is not), in the order of their names.
+    """Every picture in the uploaded files, archives opened (one in another is not), in the order of their names.
 
     Raises:
-        UploadRefused: nothing chosen, too many, or a zip that is broken, empty or unpacks to too much.
+        UploadRefused: nothing chosen, too many, or an archive that is broken, empty or unpacks to too much.
     """
-    found = [picture for path in paths for picture in _in_file(path)]
+    found, room = [], _Room()
+    for path in paths:
+        if is_archive(path):
+            found += room.listed(path)
+        elif not is_rubbish(path.name):
+            found.append(Picture(path.name, path))
+        _limit(len(found))
     if not found:
         raise UploadRefused("nothing_chosen")
-    _limit(len(found))
-    return sorted(found, key=lambda picture: _natural(picture.name))
+    return sorted(found, key=lambda picture: natural(picture.name))
 
 
 def slices(paths: Iterable[Path]) -> list[Picture]:
@@ -85,9 +94,10 @@ def slices(paths: Iterable[Path]) -> list[Picture]:
     """
     looked = [(picture, *_look(picture)) for picture in pictures(paths)]
     looked.sort(key=lambda one: (one[2] is None, one[2] or ()))  # the others keep the order of their names
-    found = [frame for picture, count, _ in looked for frame in _frames(picture, count)]
-    _limit(len(found))
-    return found
+    _limit(
+        sum(count for _, count, _ in looked)
+    )  # before a list is made: a file may claim two thousand million
+    return [frame for picture, count, _ in looked for frame in _frames(picture, count)]
 
 
 def keep(used: Iterable[Picture]) -> None:
@@ -97,48 +107,32 @@ def keep(used: Iterable[Picture]) -> None:
             os.utime(path)
 
 
+class _Room:
+    """What the archives of one upload may still hold, all together."""
+
+    def __init__(self) -> None:
+        self.entries, self.unpacked = MAX_ENTRIES, MAX_UNPACKED * 2**20
+
+    def listed(self, path: Path) -> list[Picture]:
+        limits = Limits(entries=self.entries, unpacked_bytes=self.unpacked)
+        try:
+            archive = open_archive(path, limits)
+        except ArchiveRefused as refusal:
+            key = SAID.get(refusal.reason.code, "zip_broken")
+            limit = MAX_ENTRIES if key == "too_many_entries" else MAX_UNPACKED
+            raise UploadRefused(key, name=path.name, limit=limit) from None
+        except OSError:
+            raise UploadRefused("zip_broken", name=path.name) from None
+        if not archive.members:
+            raise UploadRefused("zip_empty", name=path.name)
+        self.entries = max(0, self.entries - len(archive.members) - archive.rubbish)
+        self.unpacked = max(0, self.unpacked - sum(member.size for member in archive.members))
+        return [Picture(member.name, path, archive, member) for member in archive.members]
+
+
 def _limit(count: int) -> None:
     if count > MAX_PICTURES:
         raise UploadRefused("too_many", n=count, limit=MAX_PICTURES)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which slice 9 comes before slice 10."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", name.lower())
-        if part
-    ]
-
-
-def _in_file(path: Path) -> Iterator[Picture]:
-    if path.suffix.lower() != ".zip":
-        if not _hidden(path.name):
-            yield Picture(path.name, path)
-        return
-    members = _members(path)
-    _limit(len(members))
-    for member in members:
-        yield Picture(member, path, member=member)
-
-
-def _members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise UploadRefused("zip_broken", name=path.name) from error
-    if sum(info.file_size for info in infos) > MAX_UNPACKED * 2**20:
-        raise UploadRefused("zip_too_large", name=path.name, limit=MAX_UNPACKED)
-    if not infos:
-        raise UploadRefused("zip_empty", name=path.name)
-    return [info.filename for info in infos]
-
-
-def _hidden(member: str) -> bool:
-    """Whether systems add such a file to a zip or folder: ``__MACOSX/``, ``.DS_Store``, ``DICOMDIR``."""
-    parts = Path(member).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] in {"Thumbs.db", "DICOMDIR"}
 
 
 def _look(picture: Picture) -> tuple[int, tuple | None]:
@@ -155,4 +149,4 @@ def _frames(picture: Picture, count: int) -> Iterator[Picture]:
         yield picture
         return
     for frame in range(count):
-        yield Picture(picture.name, picture.path, picture.member, frame)
+        yield Picture(picture.name, picture.path, picture.archive, picture.member, frame)

@@ -1,15 +1,18 @@
-"""One picture to one finding, whichever model it is for."""
+"""From pictures to findings, whichever model they are for."""
 
-import logging
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hub_model import Finding, FolderRefused, ImageRefused, Screener, read_image
+from hub_model import AutoScreener, Finding, Frame, Refused, Screener
 
 DETECT = "detect"
-log = logging.getLogger("covid_xct.demo")
+BATCH = 4
+"""Pictures that a network sees at once; ten or so of them are in memory."""
+
+
+class UnknownWord(Refused):
+    """A kind of picture or an operating point that no model here has."""
 
 
 @dataclass(frozen=True)
@@ -17,20 +20,26 @@ class Judgement:
     """A finding, and which model gave it.
 
     Attributes:
-        finding: None where the server failed or it could not be told which model to ask.
-        screener: None where no model took the picture.
-        problem: key of the text that says why there is no finding.
-        tied: another model would have taken the picture as well; it lay nearer to this one's.
+        finding: a refusal where the server failed or it could not be told which model to ask.
+        screener: None where several models were asked and none took the picture.
     """
 
-    finding: Finding | None
+    finding: Finding
     screener: Screener | None = None
-    problem: str | None = None
-    tied: bool = False
 
     @property
     def decision(self) -> str:
-        return self.finding.decision if self.finding else "refused"
+        return self.finding.decision
+
+    @property
+    def tied(self) -> bool:
+        """Whether another model would have taken the picture as well; it lay nearer to this one's."""
+        return bool(self.finding.also_fits)
+
+
+def points(screeners: Mapping[str, Screener]) -> list[str]:
+    """Names of the operating points that any of the models has, in their order."""
+    return list(dict.fromkeys(name for screener in screeners.values() for name in screener.operating_points))
 
 
 def judge(
@@ -42,69 +51,57 @@ def judge(
     frame: int | None = None,
     heat_map: bool = True,
 ) -> Judgement:
-    """Screen one picture; whatever happens, there is an answer.
+    """Screen one picture, as `judge_many` does."""
+    return next(judge_many(screeners, [Frame(source, frame)], kind, operating_point, heat_map=heat_map))
+
+
+def judge_many(
+    screeners: Mapping[str, Screener],
+    sources: Iterable[Any],
+    kind: str,
+    operating_point: str,
+    *,
+    heat_map: bool = True,
+) -> Iterator[Judgement]:
+    """Screen pictures in batches; whatever happens to one, it gets an answer and the rest goes on.
 
     Args:
         screeners: by modality.
-        source: what `read_image` takes, or a function that fetches it.
-        kind: ``xray``, ``ct``, or ``detect``: the model whose guard accepts the picture; where both do, the
-            one to whose training images it lies nearer.
-        operating_point: name of one; a model that lacks it uses its first.
-        frame: which frame of a file with several.
+        sources: what `Screener.screen_many` takes.
+        kind: a modality, or ``detect``: the model whose guard accepts the picture; where several do, the one to
+            whose training pictures it lies nearest (`AutoScreener`).
+        operating_point: name of one.
         heat_map: also say where the model looked.
+
+    Returns:
+        Judgements in the order of the sources, as they are ready.
+
+    Raises:
+        UnknownWord: a kind or an operating point that there is not.
     """
-    asked = [screeners[kind]] if kind in screeners else list(screeners.values())
-    try:
-        given = [_screen(screener, source, operating_point, frame, heat_map) for screener in asked]
-        accepted = [judgement for judgement in given if judgement.decision != "refused"]
-        if len(accepted) > 1:
-            return _nearest(accepted)
-    except Exception as error:
-        # the message may hold a file name or a tag: say where, not what
-        log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
-        return Judgement(None, problem="failed")
-    return accepted[0] if accepted else _refused(given)
-
-
-def _screen(
-    screener: Screener, source: Any, operating_point: str, frame: int | None, heat_map: bool
-) -> Judgement:
-    point = (
-        operating_point
-        if operating_point in screener.operating_points
-        else next(iter(screener.operating_points))
+    asked = _asked(screeners, kind, operating_point)
+    return (
+        Judgement(finding, None if _nobodys(finding, asked) else screeners[finding.modality])
+        for finding in asked.screen_many(sources, operating_point, heat_map, batch_size=BATCH)
     )
-    try:
-        image = read_image(source() if callable(source) else source, frame=frame, modality=screener.modality)
-    except ImageRefused as refusal:
-        threshold = screener.operating_points[point]["threshold"]
-        return Judgement(
-            Finding("refused", None, point, threshold, screener.modality, (refusal.reason,)), screener
+
+
+def _asked(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> Screener | AutoScreener:
+    kinds = [DETECT, *screeners]
+    if kind not in kinds:
+        raise UnknownWord(f"kind {_named(kind)} is not known. Accepted: {', '.join(kinds)}.")
+    chosen = screeners if kind == DETECT else {kind: screeners[kind]}
+    if operating_point not in (known := points(chosen)):
+        raise UnknownWord(
+            f"operating_point {_named(operating_point)} is not known. Accepted: {', '.join(known)}."
         )
-    return Judgement(screener.screen(image, operating_point=point, heat_map=heat_map), screener)
+    return AutoScreener(chosen.values()) if len(chosen) > 1 else next(iter(chosen.values()))
 
 
-def _nearest(accepted: Sequence[Judgement]) -> Judgement:
-    """Of models that all take a picture, the one whose guard finds it the least foreign."""
-    image = accepted[0].finding.image
-    try:
-        far = [judgement.screener.out_of_distribution_score(image) for judgement in accepted]
-    except FolderRefused:  # a model without a guard takes everything
-        return Judgement(None, problem="ambiguous")
-    return replace(accepted[far.index(min(far))], tied=True)
+def _named(word: object) -> str:
+    """What came, short enough to be said again."""
+    return repr(word) if len(repr(word)) <= 60 else f"{repr(word)[:60]}..."
 
 
-def _refused(given: Sequence[Judgement]) -> Judgement:
-    """One refusal out of several: the reasons of all, each once, and whatever picture could be read."""
-    # that a CT slice is no X-ray is no news where the CT model has another reason to refuse it
-    telling = [one for one in given if _codes(one) != {"other_modality"}] or given
-    if len(telling) == 1:
-        return telling[0]
-    findings = [judgement.finding for judgement in telling]
-    reasons = tuple(dict.fromkeys(reason for finding in findings for reason in finding.reasons))
-    image = next((finding.image for finding in findings if finding.image is not None), None)
-    return Judgement(replace(findings[0], reasons=reasons, image=image))
-
-
-def _codes(judgement: Judgement) -> set[str]:
-    return {getattr(reason, "code", "") for reason in judgement.finding.reasons}
+def _nobodys(finding: Finding, asked: Screener | AutoScreener) -> bool:
+    return finding.decision == "refused" and isinstance(asked, AutoScreener)

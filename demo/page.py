@@ -15,8 +15,8 @@ POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
+FRAMES = "; frame-ancestors 'self'"
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -41,10 +41,16 @@ def localised(html: bytes, language: str) -> bytes:
 
 
 class Page:
-    """ASGI middleware; pass it to Gradio as ``app_kwargs={"middleware": [Middleware(Page)]}``."""
+    """ASGI middleware; pass it to Gradio as ``app_kwargs={"middleware": [Middleware(Page)]}``.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what stands behind.
+        framed: whether other sites may show the page in a frame, as the Hub does with a Space.
+    """
+
+    def __init__(self, app: ASGIApp, framed: bool = False) -> None:
         self.app = app
+        self.headers = {**HEADERS, "Content-Security-Policy": POLICY + ("" if framed else FRAMES)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +62,7 @@ class Page:
             nonlocal held, body
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
+                headers.update(self.headers)
                 if headers.get("content-type", "").startswith("text/html"):
                     held = message
                     return

@@ -4,6 +4,7 @@ Every language has the same keys with the same ``{placeholders}``; a test holds 
 """
 
 import json
+import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,29 @@ def choose(asked: str | None, accepted: str | None) -> str:
     Returns:
         A key of `NAMES`; English where none fits.
     """
-    wishes = [asked] if asked else [wish.partition(";")[0].strip() for wish in (accepted or "").split(",")]
+    wishes = [asked] if asked else _ranked(accepted or "")
     for wish in wishes:
         for code in NAMES:
-            if wish and code.partition("-")[0] == wish.partition("-")[0].lower():
+            if wish and code.partition("-")[0].lower() == wish.partition("-")[0].lower():
                 return code
     return "en"
+
+
+def _ranked(accepted: str) -> list[str]:
+    """The languages of an Accept-Language header, the most wanted first; those of weight 0 are not wanted."""
+    found = []
+    for wish in accepted.split(","):
+        name, *parameters = (part.strip() for part in wish.split(";"))
+        weight = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip().lower() == "q":
+                weight = _weight(value.strip())
+        if weight > 0:
+            found.append((weight, name))
+    return [name for _, name in sorted(found, key=lambda one: -one[0])]  # equal ones keep their order
+
+
+def _weight(value: str) -> float:
+    """A number from 0 to 1; what is none counts as not wanted."""
+    return float(value) if re.fullmatch(r"[01](\.[0-9]{0,3})?", value) and float(value) <= 1 else 0.0

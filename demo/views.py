@@ -20,10 +20,9 @@ from intake import UploadRefused
 from judge import Judgement
 from PIL import Image
 
-from hub_model import Finding, Screener, read_image
+from hub_model import Refused, Screener, read_image
 from hub_model.heatmap import overlay
 from hub_model.hub_folder import EVALUATION, MODALITIES
-from hub_model.refused import Reason
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
 THUMB = 96
@@ -123,9 +122,7 @@ def figures(screener: Screener, point: str, language: str) -> str:
 
 def answer(judgement: Judgement, language: str) -> str:
     """The whole answer for one picture."""
-    finding, screener, say = judgement.finding, judgement.screener, texts.teller(language)
-    if finding is None:
-        return message(say(judgement.problem, question=say("kind")), language, "problem")
+    finding, screener = judgement.finding, judgement.screener
     judged = finding.heat_map is not None
     return render(
         "answer.html",
@@ -183,20 +180,19 @@ def identity(screener: Screener, language: str) -> str:
 def record(judgement: Judgement) -> dict[str, Any]:
     """A judgement for programs: the endpoints' answer, in English."""
     finding, screener, say = judgement.finding, judgement.screener, texts.teller("en")
-    if finding is None:
-        reason = Reason(say(judgement.problem, question="kind"), judgement.problem)
-        finding = Finding("refused", None, "", math.nan, "", (reason,))
-    found = [*finding.reasons]
+    found = [*(reasons(judgement, "en") if finding.decision == "refused" else finding.reasons)]
+    codes = [code for code in finding.codes if code]
     if judgement.tied:
-        found.append(Reason(say("nearer", kinds=say(finding.modality + "s"), question="kind"), "nearer"))
+        found.append(say("nearer", kinds=say(finding.modality + "s"), question="kind"))
+        codes.append("nearer")
     return {
         "decision": finding.decision,
         "probability": finding.probability,
-        "operating_point": finding.operating_point or None,
-        "threshold": finding.threshold if finding.operating_point else None,
+        "operating_point": finding.operating_point,
+        "threshold": finding.threshold,
         "modality": screener.modality if screener else None,
         "reasons": found,
-        "codes": [code for reason in found if (code := getattr(reason, "code", ""))],
+        "codes": codes,
         "model": identity(screener, "en") if screener else None,
     }
 
@@ -206,8 +202,11 @@ def message(text: str, language: str, kind: str = "") -> str:
     return render("message.html", language, text=text, kind=kind)
 
 
-def refusal(problem: UploadRefused, language: str) -> str:
-    return message(texts.teller(language)(problem.key, **problem.values), language, "problem")
+def refusal(problem: Refused, language: str) -> str:
+    """Why nothing was done, in the language where the text is known."""
+    known = isinstance(problem, UploadRefused)
+    text = texts.teller(language)(problem.key, **problem.values) if known else str(problem)
+    return message(text, language, "problem")
 
 
 @dataclass
@@ -231,8 +230,6 @@ class Count:
 def reasons(judgement: Judgement, language: str) -> Sequence[str]:
     """Why it was refused or not decided, each reason once."""
     finding, say = judgement.finding, texts.teller(language)
-    if finding is None:
-        return [say(judgement.problem, question=say("kind"))]
     if finding.decision == "inconclusive":
         return [beside_threshold(judgement, language)]
     unlike = [
@@ -246,7 +243,8 @@ def said(reason: str, language: str, kinds: str = "") -> str:
     if (key := "reason_" + _code(reason)) not in texts.TEXTS[language]:
         return reason  # a sentence that has no code: better English than nothing
     say = texts.teller(language)
-    return say(key, **{**reason.values, "kinds": kinds, "series": say("tab_series")})
+    named = {"kinds": kinds, "series": say("tab_series"), "question": say("kind")}
+    return say(key, **{**reason.values, **named})
 
 
 def _code(reason: str) -> str:
@@ -291,7 +289,7 @@ def table(rows: Sequence[str], language: str, closed: bool = True) -> str:
 def thumb(judgement: Judgement, side: int) -> str | None:
     """A small picture, with its heat map where there is one."""
     finding = judgement.finding
-    if finding is None or finding.image is None:
+    if finding.image is None:
         return None
     small = finding.image.copy()
     small.thumbnail((side, side))
@@ -312,7 +310,7 @@ class Slice:
 
     @classmethod
     def of(cls, number: int, judgement: Judgement, language: str) -> "Slice":
-        probability = judgement.finding.probability if judgement.finding else None
+        probability = judgement.finding.probability
         return cls(
             number, judgement.decision, probability, reasons(judgement, language), thumb(judgement, TILE)
         )
@@ -338,7 +336,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def model(screener: Screener, language: str) -> str:
     """The operating points, measured figures, audits and plots of a model."""
     measured = evaluation(screener) or {}
-    parts = {"part_test": measured.get("test"), "part_validation": measured.get("validation")}
+    splits = {"split_test": measured.get("test"), "split_validation": measured.get("validation")}
     audits = {key: measured.get(key) for key in ("audits", "guard")}
     return render(
         "model.html",
@@ -346,7 +344,7 @@ def model(screener: Screener, language: str) -> str:
         identity=identity(screener, language),
         points={name: figures(screener, name, language) for name in screener.operating_points},
         thresholds={name: point["threshold"] for name, point in screener.operating_points.items()},
-        parts_measured={title: part for title, part in parts.items() if part},
+        splits={title: part for title, part in splits.items() if part},
         rows=POINT_MEASURES,
         overall=OVERALL_MEASURES,
         sources=measured.get("test_by_source") or {},
