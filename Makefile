@@ -1,7 +1,8 @@
 # make demo   the page on http://127.0.0.1:7860 (PORT=..., HOST=...)
 # make test   the whole test suite, browser included
 # make train  the whole way on phantoms, or on DATA=folder (MODALITY=ct, VARIANT=mobilenetv2_100)
-# make check  lint and format check
+# make test-fast  what neither trains nor opens a browser, in about a minute
+# make check  lint, format and types of the package
 # make node   transformers.js and ONNX Runtime Web (0.5 GB), for the tests that otherwise skip for want of them
 # Each makes its own environment in .venv on first use and reuses it afterwards.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DATA ?=
 RUN ?= runs/$(MODALITY)-$(VARIANT)
 BIN := $(VENV)/bin
 
-.PHONY: demo test train check browser node clean
+.PHONY: demo test test-fast train check browser node clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -22,6 +23,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.full browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.full
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 train: $(VENV)/.full
 	$(if $(DATA),,$(BIN)/python -m train phantom --out data/phantoms --n 200)
@@ -31,6 +35,7 @@ train: $(VENV)/.full
 check: $(VENV)/.full
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 browser:
 	@sh .ci/browser $(BIN)/python

@@ -12,6 +12,40 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+SLOW = (
+    "tests/data/test_dataset.py",
+    "tests/data/test_explore.py",
+    "tests/data/test_families.py",
+    "tests/demo/test_browser.py",
+    "tests/demo/test_demo.py",
+    "tests/fit/test_backbones.py",
+    "tests/fit/test_fit",
+    "tests/fit/test_lungs.py",
+    "tests/fit/test_soup.py",
+    "tests/fit/test_steady.py",
+    "tests/fit/test_tune.py",
+    "tests/hub_model/test_contract.py",
+    "tests/hub_model/test_covid_cnn.py",
+    "tests/hub_model/test_heatmap.py",
+    "tests/hub_model/test_hub_folder.py",
+    "tests/hub_model/test_light.py",
+    "tests/hub_model/test_lungs.py",
+    "tests/hub_model/test_scoring.py",
+    "tests/hub_model/test_screener.py",
+    "tests/measure/test_evaluation.py",
+    "tests/measure/test_faithfulness.py",
+    "tests/phantom/",
+    "tests/release/",
+    "tests/test_house.py::test_pages_are_as_measured",
+)
+"""What trains or exports a network, starts a server or a browser, or prepares data; `make test-fast` leaves it out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow as a whole; a single slow test elsewhere carries the mark itself."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
