@@ -11,6 +11,7 @@
 Only the elements in `TAGS` are read, none of which names a patient. docs/reading.md lists every rule.
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ LATERAL_VIEWS = {
     "LEFT LATERAL",
     "RIGHT LATERAL",
 }
+MAX_ITEMS = 100_000  # of all sequences of a file; 2,000 frames of an enhanced CT have about 30,000
 MAX_STRETCH = 4  # how many times higher than wide a pixel may be, or wider than high
 SQUARE = 0.01  # pixels whose sides differ by less are square
 NATIVE = (
@@ -210,6 +212,7 @@ def _syntax_and_size(stream: BinaryIO) -> tuple[uid.UID | None, int]:
     A deflated file can inflate a thousandfold, and pydicom inflates all of it at once.
     """
     size = stream.seek(0, 2)
+    _check_items(stream)
     stream.seek(128)
     stream.seek(132 if stream.read(4) == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
@@ -217,13 +220,27 @@ def _syntax_and_size(stream: BinaryIO) -> tuple[uid.UID | None, int]:
     if syntax != uid.DeflatedExplicitVRLittleEndian:
         return syntax or None, size
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    size = len(inflater.decompress(stream.read(), MAX_BYTES))
+    unpacked = inflater.decompress(stream.read(), MAX_BYTES)
+    _check_items(io.BytesIO(unpacked))
+    size = len(unpacked)
     if inflater.unconsumed_tail:
         limit = MAX_BYTES >> 20
         raise ImageRefused(
             f"unpacked it exceeds {limit} MiB. Export the single picture.", "file_too_large", limit=limit
         )
     return syntax, size
+
+
+def _check_items(stream: BinaryIO) -> None:
+    """Refuse files of countless empty items, 8 bytes each, before the parser makes a data set of every one."""
+    stream.seek(0)
+    items = 0
+    while block := stream.read(2**24):
+        items += block.count(b"\xfe\xff\x00\xe0") + block.count(b"\xff\xfe\xe0\x00")
+        if items > MAX_ITEMS:
+            raise ImageRefused(
+                f"its header holds more than {MAX_ITEMS:,} items. Export the single picture.", "damaged"
+            )
 
 
 def _check_syntax(syntax: uid.UID | None) -> None:

@@ -172,6 +172,21 @@ def test_declared_frames_that_are_not_there(tmp_path, frames):
         assert time.process_time() - start < 2
 
 
+def test_countless_items(tmp_path):
+    """16 MB of empty items, a few kB once zipped, would become gigabytes of data sets."""
+    path = write_dicom(tmp_path / "a.dcm", FILM, **TWELVE)
+    data = path.read_bytes()
+    place = data.index(b"\xe0\x7f\x10\x00")
+    for count, message in ((2_000_000, "more than 100,000 items"), (90_000, None)):
+        items = b"\xfe\xff\x00\xe0\0\0\0\0" * count
+        sequence = b"\x00\x52\x30\x92SQ\0\0" + struct.pack("<L", len(items)) + items
+        path.write_bytes(data[:place] + sequence + data[place:])
+        if message:
+            assert seconds(path, message) < 5
+        else:
+            assert read_image(path).mode == "L"
+
+
 def test_what_is_not_read_is_named(tmp_path):
     for syntax, words in (
         ("1.2.840.10008.1.2.4.102", "MPEG-4 AVC/H.264 High Profile / Level 4.1, which is not read"),

@@ -1,8 +1,10 @@
 """From file to grey picture: exact values, refusals in words, nothing of the patient in any of them."""
 
+import contextlib
 import io
 import logging
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -406,12 +408,64 @@ def test_nothing_of_the_patient_gets_out(secretive, caplog, capfd):
 def test_pydicoms_traceback_stays_out_of_the_log_and_its_logger_is_left_alone(caplog):
     names = ("pydicom", "pydicom.pixels.decoders.base")
     before = [list(logging.getLogger(name).filters) for name in names]
+    broken = bytearray(Path(get_testdata_file("MR_small_jp2klossless.dcm")).read_bytes())
+    packet = broken.index(b"\xff\x93") + 2
+    broken[packet : packet + 2000] = b"\xff" * 2000
     with pytest.raises(ImageRefused):
-        read_image(get_testdata_file("JPGExtended.dcm"))
+        read_image(bytes(broken))
     assert not caplog.records
     assert [logging.getLogger(name).filters for name in names] == before
     logging.getLogger("pydicom").warning("heard")
     assert "heard" in caplog.text
+
+
+def test_warnings_of_one_thread_do_not_hide_those_of_another(secretive):
+    """While many threads read files that pydicom and Pillow warn of, everybody else's warnings are heard."""
+    stop = threading.Event()
+    leaks: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            read_image(secretive)
+
+    def speak() -> None:
+        for number in range(50):
+            warnings.warn(f"heard {number}", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for thread in readers:
+            thread.start()
+        speak()
+        stop.set()
+        for thread in readers:
+            thread.join()
+        assert warnings.filters == before
+    said = [str(warning.message) for warning in heard]
+    leaks += [text for text in said if "SECRET" in text or "Invalid" in text]
+    assert not leaks and sum(text.startswith("heard") for text in said) == 50
+
+
+def test_a_file_that_pydicom_warns_of_is_read_without_a_word(tmp_path, capfd, caplog):
+    """A wrong VR, a missing preamble, odd numbers: pydicom's warnings quote the path and the value."""
+    folder = tmp_path / "SECRET folder"
+    folder.mkdir()
+    path = write_dicom(folder / "SECRET.dcm", RAMP, Modality="DX", WindowCenter="5", WindowWidth="5")
+    data = path.read_bytes().replace(b"DS\x02\x005 ", b"DS\x02\x005x")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        for cut in (0, 132):
+            path.write_bytes(data[cut:])
+            for reading in (read_image, frame_count):
+                with contextlib.suppress(ImageRefused):
+                    reading(path)
+        path.write_bytes(data[:132] + bytes(64))
+        with pytest.raises(ImageRefused):
+            read_image(path)
+    streams = capfd.readouterr()
+    assert not heard and not caplog.records and streams.out + streams.err == ""
 
 
 def test_metadata_does_not_survive():
