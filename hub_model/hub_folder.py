@@ -504,20 +504,6 @@ def _storable(state: "dict[str, torch.Tensor]", half: bool) -> "dict[str, torch.
     return stored
 
 
-def fold_temperature(model: "torch.nn.Module", temperature: float) -> None:
-    """Divide all logits by ``temperature``, in place, by scaling the last linear layer (Guo et al. 2017,
-    arXiv:1706.04599): every loader then gives the calibrated probability without knowing of calibration."""
-    import torch
-
-    if not temperature > 0:
-        raise ValueError(f"A temperature is a positive number; got {temperature}.")
-    head = model.get_classifier()
-    with torch.no_grad():
-        head.weight.div_(temperature)
-        if head.bias is not None:
-            head.bias.div_(temperature)
-
-
 def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_features: int) -> dict:
     """``config.json`` as timm and TimmWrapper read it.
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from hub_model import evidence, guard, hub_folder
 from train.measure import calibration, metrics
-from train.measure import guard as guarding
 
 ARCHITECTURE, SIDE = "mobilenetv2_035", 96
 
@@ -42,13 +41,13 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
     pixels = torch.stack([transform(picture) for picture in pictures(40, seed)])
     with torch.inference_mode():
         logits, _, features = evidence.view(model, pixels)
-        margins = (logits[:, 1] - logits[:, 0]).double().numpy()
-    head, stretch = model.get_classifier(), 2 / float(margins.std())
+        log_odds = (logits[:, 1] - logits[:, 0]).double().numpy()
+    head, stretch = model.get_classifier(), 2 / float(log_odds.std())
     with (
         torch.no_grad()
     ):  # so that both answers are given: an untrained head says nearly the same of every picture
         head.weight.mul_(stretch)
-        head.bias.mul_(stretch).sub_(torch.tensor([-0.5, 0.5]) * stretch * float(np.median(margins)))
+        head.bias.mul_(stretch).sub_(torch.tensor([-0.5, 0.5]) * stretch * float(np.median(log_odds)))
     tensors = _guard(features)
     limits = {
         name: 1.5 * float(value.max())
@@ -60,7 +59,7 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
     }
     evaluation, points = _evaluation(modality, seed)
     screening = {
-        "modality": modality, "calibrated": True, "temperature": 1.25, "operating_points": points,
+        "modality": modality, "calibrated": True, "temperature": 1.25, "bias": -0.1, "operating_points": points,
         "guard": {"limits": limits},
         "provenance": {
             **{name: evaluation["data"][name] for name in ("data_sha256", "split_sha256", "seed", "split")},
@@ -99,17 +98,17 @@ def _guard(features: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
-    """evaluation.json and operating points of invented margins, in the very form that `evaluate` writes."""
+    """evaluation.json and operating points of invented log-odds, in the very form that `evaluate` writes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(120) % 2
-    margins, families = rng.normal(1.6 * (2 * labels - 1), 1.5), (np.arange(120) // 2 // 2).astype(str)
-    points = calibration.operating_points(margins, labels)
+    log_odds, families = rng.normal(1.6 * (2 * labels - 1), 1.5), (np.arange(120) // 2 // 2).astype(str)
+    points = calibration.operating_points(log_odds, labels, families, seed)
     thresholds = {name: point["threshold"] for name, point in points.items()}
-    part = metrics.figures(labels, 1 / (1 + np.exp(-margins)), families, thresholds, seed)
+    part = metrics.figures(labels, 1 / (1 + np.exp(-log_odds)), families, thresholds, seed)
     for name, point in points.items():
         point["validation"] = {key: part["at"][name][key] for key in ("sensitivity", "specificity")}
     hits = np.r_[np.ones(55), np.zeros(5)]
-    share = guarding._share("refused", hits, np.arange(60).astype(str))
+    share = metrics.mean("refused", hits, np.arange(60))
     counts = {"Non-COVID": 60, "COVID": 60, "families": 30}
     evaluation = {
         "format": 1,
@@ -126,11 +125,20 @@ def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
         },
         "temperature": 1.25,
         "validation": part,
-        "test": {**part, "abstained": dict.fromkeys(points, 7)},
+        "bias": -0.1,
+        "test": {**part, "abstained": dict.fromkeys(points, 7), "unanswered": 0},
         "test_by_source": {"phantom": part},
+        "test_by_finding": {
+            "pneumonia": {
+                "n": 60,
+                "families": 30,
+                "at": {name: {"specificity": part["at"][name]["specificity"]} for name in points},
+            }
+        },
         "guard": {
             "false_refusals": share,
             "false_refusals_by_source": {"phantom": share},
+            "unseen_source": {"phantom": share},
             "caught": {"noise": share},
         },
         "environment": {"python": "3.11"},

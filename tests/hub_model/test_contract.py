@@ -14,6 +14,7 @@ from hub_model import covid_cnn, evidence, hub_folder
 from hub_model.refused import Refused
 from tests.loaders import with_some_training
 from train.fit import backbones
+from train.measure import calibration
 
 STOCK_SIZE = 96  # pixels; stock networks take any size, and a small one is quick
 NAMES = [*covid_cnn.VARIANTS, *backbones.TESTED]
@@ -140,11 +141,12 @@ def test_another_size_is_read_or_refused_with_the_right_one(case):
             assert case.model(other).shape == (1, 2)
 
 
-def test_temperature_folds_into_the_last_layer(case):
+def test_calibration_folds_into_the_last_layer(case):
     model = hub_folder.load(case.path).model
-    hub_folder.fold_temperature(model, 2.5)
+    calibration.fold(model, 2.5, -0.5)
     with torch.no_grad():
-        torch.testing.assert_close(model(case.pixels), case.logits / 2.5, atol=1e-5, rtol=1e-4)
+        found, before = model(case.pixels).diff(), case.logits.diff()
+        torch.testing.assert_close(found, before / 2.5 - 0.5, atol=1e-5, rtol=1e-4)
 
 
 def test_other_heads(case):

@@ -76,16 +76,6 @@ def test_half_precision_halves_the_file_and_loads_in_single(tmp_path, saved):
     assert {p.dtype for p in hub_folder.open_folder(half).model.parameters()} == {torch.float32}
 
 
-def test_temperature_is_folded_into_the_logits():
-    model, pixels = network(), torch.rand(2, 3, 64, 64)
-    with torch.inference_mode():
-        before = model(pixels)
-        hub_folder.fold_temperature(model, 2.5)
-        torch.testing.assert_close(model(pixels), before / 2.5)
-    with pytest.raises(ValueError, match="positive"):
-        hub_folder.fold_temperature(model, 0)
-
-
 def test_preprocessing_squashes_and_standardises(saved):
     pixels = hub_folder.open_folder(saved).transform(Image.new("L", (200, 100), 128))
     assert pixels.shape == (3, 64, 64)

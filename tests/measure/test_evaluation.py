@@ -8,16 +8,20 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import expit
 
-from hub_model import Screener, hub_folder
+from hub_model import Screener, hub_folder, lung_net, lungs
+from hub_model.changes import CHANGES, Change
 from hub_model.refused import Refused
 from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.fit.recipes import RECIPES, Recipe
-from train.measure.audit import audit, borders_only, centre_only, coarse_only
-from train.measure.compare import NothingToCompare, compare
-from train.measure.evaluate import AlreadyScored, evaluate
+from train.measure import findings, guard, harmless, provenance
+from train.measure.audit import audit, coarse_only, inside_lungs, lungs_gone, lungs_only
+from train.measure.compare import compare
+from train.measure.evaluate import evaluate
 from train.measure.foreign import KINDS, foreign_pictures, kinds_for
-from train.measure.provenance import WrongData
+from train.measure.predict import Predictions
+from train.measure.predict import run as run_network
 from train.release.card import card
 
 
@@ -59,10 +63,16 @@ def test_thresholds_travel_and_meet_the_target_on_validation(evaluated):
     assert screener.screening["calibrated"] and next(iter(screener.operating_points)) == "sensitivity"
     point = screener.operating_points["sensitivity"]
     assert point["threshold"] == found["test"]["at"]["sensitivity"]["threshold"]
+    told = point["promise"]
+    assert (told["at_least"], told["confidence"], told["needed"]) == (0.9, 0.95, 29)
+    assert not told["holds"] and told["families"] == point["validation"]["sensitivity"]["n"] < 29
+    assert point["target"] == "sensitivity >= 0.95 on validation"
     assert point["validation"]["sensitivity"]["value"] >= 0.95
     assert point["validation"] == {
         key: found["validation"]["at"]["sensitivity"][key] for key in ("sensitivity", "specificity")
     }
+    assert screener.screening["temperature"] == found["temperature"] > 0
+    assert screener.screening["bias"] == found["bias"] != 0
 
 
 def test_pictures_of_the_figures_are_drawn(evaluated):
@@ -73,7 +83,7 @@ def test_pictures_of_the_figures_are_drawn(evaluated):
 
 
 def test_test_part_is_scored_once_unless_said(run, archive):  # noqa: F811
-    with pytest.raises(AlreadyScored, match="makes it less of a test"):
+    with pytest.raises(Refused, match="makes it less of a test"):
         evaluate(run, data=[str(archive)])
 
 
@@ -95,15 +105,124 @@ def test_other_data_is_refused(run, archive, tmp_path):  # noqa: F811
     for file in sorted((other / "CT" / "COVID").iterdir())[:6]:
         file.unlink()
     (run / "evaluation.json").unlink()
-    with pytest.raises(WrongData, match="trained on another split"):
+    with pytest.raises(Refused, match="trained on another split"):
         evaluate(run, data=[str(other)])
 
 
 def test_audits_join_the_evaluation(run, archive):  # noqa: F811
-    found = audit(run, data=[str(archive)])
-    assert set(found["changed"]) == {"borders_only", "centre_only", "coarse_only"}
+    network = lung_net.LungNet((4, 8))
+    lungs.save(run, network.eval(), {"modality": "ct", "widths": [4, 8]})
+    found = audit(run, data=[str(archive)], pictures=12)
+    assert set(found["changed"]) == {"whole", "lungs_gone", "lungs_only", "coarse_only", "lungs"}
     assert found["thumbnail"]["all"]["value"] > 0.8  # brightness of a half is all there is to see here
     assert json.loads((run / "evaluation.json").read_text())["audits"] == found
+    measured = found["harmless"]
+    names = [change.name for change in CHANGES if "ct" in change.modalities] + ["cut to the lungs"]
+    assert [row["change"] for row in measured["rows"]] == names
+    for row in measured["rows"]:
+        assert set(row["flips"]) == {"sensitivity", "balanced", "specificity"}
+        assert set(row["moves"]) == set(hub_folder.LABELS)
+        flips = row["flips"]["balanced"]
+        assert (
+            0 <= flips["low"] <= flips["value"] <= flips["high"] <= 1 and flips["n"] == measured["pictures"]
+        )
+    assert (run / "plots" / "harmless_changes.png").is_file()
+    table = compare([run])
+    worst = harmless.worst(measured, "sensitivity")
+    assert f"{worst['change']}: {100 * worst['flips']['sensitivity']['value']:.1f} %" in table
+    with pytest.raises(Refused, match="measure nothing"):
+        audit(run, data=[str(archive)], pictures=2)
+
+
+def test_flips_and_moves_are_those_of_the_answers(evaluated, archive, monkeypatch):  # noqa: F811
+    """A change that turns every picture black is no harmless one: it gives every picture the same answer."""
+    folder = hub_folder.open_folder(evaluated)
+    test = provenance.parts_of(folder, [str(archive)])["test"]
+    black = Change("blacked out", lambda grey: grey * 0, limit=0.0)
+    same = Change("left alone", lambda grey: grey)
+    monkeypatch.setattr(harmless, "CHANGES", (black, same))
+    measured = harmless.measure_changes(folder, test, pictures=len(test))
+    gone, kept = measured["rows"]
+    assert all(record["value"] == 0 for record in (*kept["flips"].values(), *kept["moves"].values()))
+    answer = run_network(folder, [Image.new("L", (64, 64))])[0][0]
+    before, _ = run_network(folder, [row["image"].convert("L") for row in test])
+    threshold = folder.screening["operating_points"]["balanced"]["threshold"]
+    flipped = (expit(before) >= threshold) != (expit(answer) >= threshold)
+    assert gone["flips"]["balanced"]["value"] == pytest.approx(flipped.mean(), abs=1e-6)
+    moved = (expit(answer) - expit(before))[np.array(test["label"]) == 1].mean()
+    assert gone["moves"]["COVID"]["value"] == pytest.approx(moved, abs=1e-5)
+
+
+def test_pictures_are_spread_over_labels_and_families():
+    labels = np.r_[np.zeros(90, int), np.ones(20, int)]
+    families = np.r_[np.arange(90) // 9, 100 + np.arange(20) // 10].astype(str)
+    chosen = harmless.spread(labels, families, 40, seed=1)
+    assert (labels[chosen] == 1).sum() == 20 and len(chosen) == 40 == len(set(chosen))
+    assert len(set(families[chosen][labels[chosen] == 0])) == 10  # all of them, twice each
+    assert set(harmless.spread(labels, families, 1000, seed=1)) == set(range(110))
+
+
+def test_the_guard_learns_other_pictures_whatever_ails_their_labels(archive, tmp_path):  # noqa: F811
+    """One class only and no split to speak of: for the guard these are pictures of the other modality all the same."""
+    data = shutil.copytree(archive, tmp_path / "data")
+    folder = data / "X-ray" / "COVID"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        noise = rng.integers(0, 256, (48, 48)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"film_{number}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    teaching, measuring = guard.other_modality("ct", [str(data)], seed=0)
+    assert len(teaching) + len(measuring) == 40 and measuring
+    assert {image.size for image in (*teaching, *measuring)} == {(48, 48)}
+    assert guard.other_modality("ct", [str(archive)], seed=0) == ([], [])
+
+
+def test_pictures_that_say_no_modality_are_not_taken_for_the_other_one(archive, tmp_path):  # noqa: F811
+    plain = shutil.copytree(archive / "CT", tmp_path / "plain")
+    assert guard.other_modality("ct", [str(plain)], seed=0) == ([], [])
+
+
+def test_findings_are_grouped_by_what_collections_say():
+    said = [
+        ("No finding", ""),
+        ("Other", "tuberculosis"),
+        ("Pneumonia", "organising"),
+        ("SARS", None),
+        ("", ""),
+        (None, None),
+    ]
+    assert [findings.group(*words) for words in said] == [
+        "no finding", "tuberculosis", "pneumonia", "other", "", ""
+    ]  # fmt: skip
+
+
+def test_specificity_by_finding_counts_the_pictures_without_covid():
+    n = 60
+    said = np.array(["pneumonia", "no finding", ""] * 20)
+    labels = (np.arange(n) % 4 == 0).astype(int)
+    log_odds = np.where(said == "pneumonia", 1.0, -1.0)
+    found = Predictions(log_odds, np.zeros((n, 1)), labels, np.arange(n).astype(str), np.full(n, "s"))
+    told = findings.by_finding(found, said, {"p": {"threshold": 0.5}}, 0)
+    assert set(told) == {"pneumonia", "no finding"}
+    assert told["pneumonia"]["at"]["p"]["specificity"]["value"] == 0
+    assert told["no finding"]["at"]["p"]["specificity"]["value"] == 1
+    assert told["pneumonia"]["n"] == ((said == "pneumonia") & (labels == 0)).sum()
+
+
+def test_a_source_the_guard_did_not_see_is_not_refused_more_than_it_says():
+    """Three sources that differ; each is refused by a guard of the other two about as often as its limits allow."""
+    rng = np.random.default_rng(0)
+    own = np.concatenate([rng.normal(shift, 1, (100, 30)) for shift in (0.0, 0.5, -0.5)]).astype(np.float32)
+    rows = guard.balanced(["a"] * 100 + ["b"] * 9 + ["c"] * 50, 60, rng)
+    assert [((rows >= low) & (rows < high)).sum() for low, high in ((0, 100), (100, 109), (109, 159))] == [
+        26,
+        9,
+        25,
+    ]
+    of = guard._statistics(own, rng.normal(6, 1, (50, 30)).astype(np.float32))
+    scores = of.scores(rng.normal(6, 1, (50, 30)).astype(np.float32))
+    assert (scores["foreign"] > 0.9).all() and (of.scores(own)["foreign"] < 0.5).all()
 
 
 def test_a_source_that_was_left_out_is_scored_beside_the_trivial_cue(archive, tmp_path, monkeypatch):  # noqa: F811
@@ -128,24 +247,40 @@ def test_a_source_that_was_left_out_is_scored_beside_the_trivial_cue(archive, tm
     assert found["unseen_source"]["inside clinic"]["n"] == len(files) // 2
     assert found["unseen_source"]["clinic"]["thumbnail"]["n"] == found["unseen_source"]["clinic"]["n"]
     assert {"all", "clinic", "web"} >= set(found["thumbnail"]) and "advantage" in found["thumbnail"]["all"]
-    with pytest.raises(WrongData, match="no fold of this run"):
+    with pytest.raises(Refused, match="no fold of this run"):
         audit(whole, data=[str(data)], fold=[whole])
 
 
 def test_audit_pictures_hide_what_they_say():
     image = Image.fromarray(np.full((100, 50), 200, np.uint8))
-    borders, centre = np.asarray(borders_only(image)), np.asarray(centre_only(image))
-    assert (borders[20:80, 10:40] == 0).all() and (borders[:20] == 200).all()
-    assert np.array_equal(borders + centre, np.asarray(image))
+    mask, found = inside_lungs(image, None)
+    assert not found  # nobody outlines lungs here, so that the middle stands for them
+    gone, only = np.asarray(lungs_gone(image, mask)), np.asarray(lungs_only(image, mask))
+    assert (gone[20:80, 10:40] == 0).all() and (gone[:20] == 200).all()
+    assert np.array_equal(gone + only, np.asarray(image))
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160)).astype(np.uint8))
-    assert np.asarray(coarse_only(noisy)).std() < 0.3 * np.asarray(noisy).std()
+    assert np.asarray(coarse_only(noisy, mask)).std() < 0.3 * np.asarray(noisy).std()
+
+
+def test_lungs_are_hidden_along_their_outline():
+    outline = np.zeros((1, 1, 128, 128), np.float32)
+    outline[..., 32:96, 16:64] = 1
+    finder = lungs.LungFinder(lambda pictures: outline, "xray")
+    mask, found = inside_lungs(Image.new("L", (256, 256), 200), finder)
+    inside = np.asarray(mask)
+    assert found and inside[64:192, 32:128].all()
+    assert inside.sum() == pytest.approx(
+        (128 + 16) * (96 + 16), rel=0.05
+    )  # a rim of 4 of 128 pixels goes along
 
 
 def test_compare_puts_runs_in_one_table(evaluated, tmp_path):
     table = compare([evaluated], out=tmp_path / "table")
-    assert SMALL in table and (tmp_path / "table.md").read_text() == table
+    assert (
+        "worst harmless change" in table and SMALL in table and (tmp_path / "table.md").read_text() == table
+    )
     assert Image.open(tmp_path / "table.png").size[0] > 300
-    with pytest.raises(NothingToCompare):
+    with pytest.raises(Refused, match="No evaluated run"):
         compare([tmp_path])
 
 

@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hub_model.refused import Refused
 from tests.made_run import make_run, pictures
 from train.measure import faithfulness, provenance
-from train.measure.faithfulness import FaithfulnessRefused, curve, curves_of, summary
-from train.measure.provenance import WrongData
+from train.measure.faithfulness import curve, curves_of, summary
 
 REGION = (slice(2, 4), slice(10, 12))  # of 14 x 14 places: what the network below looks at
 
@@ -87,7 +88,7 @@ def test_the_heat_map_beats_chance_where_it_is_known_to_be_right(network, pictur
 def test_a_map_no_better_than_chance_is_reported_as_such(network, picture, monkeypatch):
     rng = np.random.default_rng(2)
     monkeypatch.setattr(
-        faithfulness.heatmap,
+        faithfulness.evidence,
         "heat_map",
         lambda *_: faithfulness.gaussian_filter(rng.normal(size=(14, 14)), 1),
     )
@@ -110,11 +111,16 @@ class Part(list):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
 
 
+def _give(monkeypatch, rows, split_sha256):
+    """Let any data be these rows, with this hash of the split."""
+    origin = SimpleNamespace(split_sha256=split_sha256)
+    monkeypatch.setattr(provenance, "open_data", lambda *_args, **_settings: ({"test": rows}, origin))
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     rows = Part({"image": p, "label": i % 2, "family": f"f{i // 2}"} for i, p in enumerate(pictures(7, 4)))
-    monkeypatch.setattr(provenance, "load_data", lambda *_args, **_settings: {"test": rows})
-    monkeypatch.setattr(provenance, "fingerprint", lambda _: {"split_sha256": "0" * 64})
+    _give(monkeypatch, rows, "0" * 64)
     made = make_run(tmp_path / "made")
     screening = json.loads((made / "screening.json").read_text())
     screening["provenance"]["split_sha256"] = "0" * 64
@@ -135,9 +141,9 @@ def test_the_command_leaves_figures_and_a_plot(run):
 
 
 def test_settings_that_measure_nothing_and_other_data_are_refused(run, monkeypatch):
-    with pytest.raises(FaithfulnessRefused, match="at least 2 of each"):
+    with pytest.raises(Refused, match="at least 2 of each"):
         faithfulness.faithfulness(run, ["data"], steps=1)
-    monkeypatch.setattr(provenance, "fingerprint", lambda _: {"split_sha256": "1" * 64})
-    with pytest.raises(WrongData, match="Give the data that fit was given"):
+    _give(monkeypatch, [], "1" * 64)
+    with pytest.raises(Refused, match="Give the data that fit was given"):
         faithfulness.faithfulness(run, ["data"])
     assert not (run / "faithfulness.json").exists()

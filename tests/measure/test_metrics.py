@@ -1,15 +1,18 @@
 """Every figure against scikit-learn, the intervals against what they must do."""
 
-import evaluate
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
 from train.measure.metrics import (
-    ScreeningMetrics,
     at_threshold,
     family_weights,
     figures,
+    interval,
+    mean,
     paired_difference,
     threshold_free,
 )
@@ -98,11 +101,14 @@ def test_copies_do_not_narrow_the_interval(scored):
 
 
 def test_a_perfect_share_has_an_open_interval():
-    """Clopper and Pearson for 10 of 10: the lower end is 0.025 ** (1 / 10)."""
+    """Clopper and Pearson for 10 of 10: the lower end is 0.025 ** (1 / 10), the upper one 1; for none the mirror."""
     y, p = np.r_[np.ones(10), np.zeros(5)], np.r_[np.full(10, 0.9), np.full(5, 0.1)]
     found = figures(y, p, np.arange(15), {"t": 0.5})["at"]["t"]["sensitivity"]
     assert (found["value"], found["high"], found["n"]) == (1.0, 1.0, 10)
     assert found["low"] == pytest.approx(0.025 ** (1 / 10), abs=1e-6)
+    none = mean("flipped", np.zeros(30), np.arange(30) // 3)
+    assert (none["value"], none["low"], none["n"]) == (0, 0, 30)
+    assert none["high"] == pytest.approx(1 - 0.025 ** (1 / 10), abs=1e-6)
 
 
 def test_one_class_gives_no_figure_instead_of_a_wrong_one():
@@ -119,15 +125,22 @@ def test_paired_difference_is_zero_between_equals_and_seen_between_unequals(scor
     assert better["low"] > 0 and better["p"] < 0.05
 
 
-def test_metric_opens_by_path_and_directly(scored):
-    y, p = scored
-    by_path = evaluate.load("train/measure/metrics.py")
-    by_path.add_batch(predictions=p[:100], references=y[:100])
-    by_path.add_batch(predictions=p[100:], references=y[100:])
-    direct = ScreeningMetrics().compute(predictions=p, references=y, threshold=0.3)
-    assert by_path.compute(threshold=0.3) == direct
-    assert direct["auroc"] == pytest.approx(reference.roc_auc_score(y, p), abs=CLOSE)
-    assert (
-        "low"
-        in ScreeningMetrics().compute(predictions=p, references=y, families=list(range(len(y))))["auroc"]
-    )
+def test_a_mean_carries_the_interval_of_families():
+    values, families = np.repeat([0.0, 1.0, 1.0], [2, 1, 3]), np.array(["a", "a", "b", "c", "c", "c"])
+    found = mean("share", values, families)
+    assert found["value"] == pytest.approx(4 / 6, abs=1e-6) and found["low"] == 0 and found["high"] == 1
+    assert mean("share", [], [])["value"] is None
+
+
+def test_intervals_are_spelt_one_way():
+    found = {"value": 0.931, "low": 0.88, "high": 0.9615, "n": 1098}
+    assert interval(found) == "0.931 (0.880 to 0.962)"
+    assert interval(found, 1, percent=True, n=True) == "93.1 % (88.0 % to 96.2 %; n = 1,098)"
+    assert interval(dict.fromkeys(("value", "low", "high")) | {"n": 3}, n=True) == "not defined (n = 3)"
+    assert interval({"value": 1.0, "low": None, "high": None, "n": 3}) == "1.000 (no interval)"
+
+
+def test_importing_the_metrics_does_not_import_the_evaluate_library():
+    code = "import sys, train.measure.metrics; print('evaluate' in sys.modules, 'datasets' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "False"]

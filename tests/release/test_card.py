@@ -230,7 +230,7 @@ def test_pictures_missing_from_a_published_split_are_counted(run, monkeypatch):
     described = origins.Collection("t", "l", "k", published={"train": 120, "validation": 120, "test": 123})
     monkeypatch.setitem(origins.COLLECTIONS, "phantom", described)
     edit(run / "evaluation.json", lambda e: e["data"].update(split="official"))
-    assert "120 of the 123 pictures of its test part;" in card.render(run)["README.md"]
+    assert "120 of the 123 pictures of its test split;" in card.render(run)["README.md"]
     edit(run / "evaluation.json", lambda e: e["data"].update(split="family"))
     assert "of the 123 pictures" not in card.render(run)["README.md"]
 

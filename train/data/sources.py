@@ -29,6 +29,9 @@ from .labels import (
     table_rows,
 )
 
+ANOTHER_MODALITY = "another modality"
+"""How `Row.skipped` begins for a good picture that is not of the modality asked for."""
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -98,7 +101,7 @@ def _adopt(row: Row, name: str, explicit: bool, modality: str | None) -> Row:
     source = (f"{name}/{inner}" if explicit else inner) if inner else name
     skipped = row.skipped
     if skipped is None and modality and row.modality != modality:
-        skipped = f"another modality ({row.modality})"
+        skipped = f"{ANOTHER_MODALITY} ({row.modality})"
     return replace(row, source=source, known=tuple(f"{name}:{one}" for one in row.known), skipped=skipped)
 
 

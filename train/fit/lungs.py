@@ -18,10 +18,9 @@ from hub_model import lungs
 from hub_model.lung_net import LungNet
 from hub_model.refused import Refused
 
-from ..data.dataset import load_data
+from ..data.dataset import load_data, open_data
 from ..measure.foreign import foreign_pictures
 from ..measure.metrics import family_weights, record
-from ..measure.provenance import fingerprint
 
 STORED = 224
 """Pixels a side of the pictures in memory; what is cut out of them is scaled to the network's side."""
@@ -100,7 +99,7 @@ def train_lungs(
     started = time.monotonic()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    parts = load_data(data, modality=modality, seed=seed, split=split, families=families)
+    parts, origin = open_data(data, modality, seed=seed, split=split, families=families)
     files = read_table(masks)
     apart = set(without_source or [])
     train, held_out, unseen = Outlined(), Outlined(), Outlined()
@@ -127,7 +126,8 @@ def train_lungs(
         },
         "steps": steps,
         "seed": seed,
-        **fingerprint(parts),
+        "data_sha256": origin.data_sha256,
+        "split_sha256": origin.split_sha256,
         "seconds": round(time.monotonic() - started, 1),
     }
     lungs.save(out, network, settings)

@@ -35,7 +35,7 @@ def soup(
 
     Raises:
         Refused: fewer than two runs, another network, another split, a calibrated run, or OUT exists.
-        WrongData: DATA is not what the runs were trained on.
+        Refused: DATA is not what the runs were trained on.
         FolderRefused: a run cannot be opened.
     """
     if out.exists():
@@ -98,7 +98,7 @@ def _check(folders: list[HubFolder]) -> None:
 
 def _auroc(folder: HubFolder, part) -> dict:
     told = predict(folder, part, folder.path.name)
-    return figures(told.labels, expit(told.margins), told.families, {})["auroc"]
+    return figures(told.labels, expit(told.log_odds), told.families, {})["auroc"]
 
 
 def _provenance(folders: list[HubFolder], found: dict[str, dict], out: str) -> dict:

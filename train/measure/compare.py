@@ -1,8 +1,8 @@
-"""All runs in one table, as Markdown and as a picture."""
+"""Put evaluated runs into one table, as Markdown and as a picture."""
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,14 +13,15 @@ from rich.markdown import Markdown
 
 from hub_model import hub_folder
 from hub_model.refused import Refused
+from hub_model.whole import whole_file
+
+from . import harmless, plots
+from .metrics import interval
 
 CPU_RUNS = 15
 HEADER = ("run", "modality", "network", "parameters", "MACs", "CPU ms", "test AUROC", "sensitivity / specificity at "
-          "sensitivity", "balanced", "specificity", "accuracy (balanced)", "n")  # fmt: skip
-
-
-class NothingToCompare(Refused):
-    """None of the folders has been evaluated."""
+          "sensitivity", "balanced", "specificity", "accuracy (balanced)", "n",
+          "worst harmless change: flips at its default point")  # fmt: skip
 
 
 def compare(
@@ -32,7 +33,7 @@ def compare(
     CPU milliseconds are the median of single pictures on one thread of this machine, all runs in one go.
 
     Raises:
-        NothingToCompare: no folder with evaluation.json among the runs.
+        Refused: no folder with evaluation.json among the runs.
     """
     folders = [
         path
@@ -41,21 +42,19 @@ def compare(
     ]
     folders = [path for path in folders if (path / hub_folder.EVALUATION).is_file()]
     if not folders:
-        raise NothingToCompare("No evaluated run there. Run `python -m train evaluate RUN --data ...` first.")
+        raise Refused("No evaluated run there. Run `python -m train evaluate RUN --data ...` first.")
     rows = [_row(path) for path in folders]
     lines = [HEADER, ["---"] * len(HEADER), *(row["cells"] for row in rows)]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".md").write_text(table, encoding="utf-8")
-        _draw(rows).savefig(
-            out.with_suffix(".png"), dpi=110, bbox_inches="tight", metadata={"Software": None}
-        )
+        with whole_file(out.with_suffix(".md")) as new:
+            new.write_text(table, encoding="utf-8")
+        plots.save(_draw(rows), out.with_suffix(".png"))
     Console().print(Markdown(table))
     return table
 
 
-def _row(path: Path) -> dict:
+def _row(path: Path) -> dict[str, Any]:
     folder = hub_folder.open_folder(path)
     evaluation = hub_folder.read_json(path / hub_folder.EVALUATION)
     test, points = evaluation["test"], evaluation["test"]["at"]
@@ -64,19 +63,22 @@ def _row(path: Path) -> dict:
     cells += [f"{macs(folder) / 1e9:.2f} G", f"{milliseconds(folder):.0f}", interval(test["auroc"])]
     for name in ("sensitivity", "balanced", "specificity"):
         cells.append(f"{interval(points[name]['sensitivity'])} / {interval(points[name]['specificity'])}")
-    cells += [interval(points["balanced"]["accuracy"]), test["n"]]
+    cells += [interval(points["balanced"]["accuracy"]), test["n"], _worst_change(evaluation)]
     return {"name": name, "auroc": test["auroc"], "cells": cells}
 
 
-def interval(figure: dict, digits: int = 3) -> str:
-    """``0.931 (0.880-0.961)``, or a dash where there is no such figure."""
-    if figure["value"] is None:
+def _worst_change(evaluation: dict) -> str:
+    """Name the harmless change that flips most answers at the default operating point; a dash where none was tried."""
+    measured = evaluation.get("audits", {}).get("harmless")
+    if not measured:
         return "-"
-    return f"{figure['value']:.{digits}f} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
+    default = next(iter(evaluation["test"]["at"]))
+    row = harmless.worst(measured, default)
+    return f"{row['change']}: {interval(row['flips'][default], 1, percent=True)}"
 
 
 def macs(folder: hub_folder.HubFolder) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one picture."""
+    """Count the multiply-accumulates of convolutions and linear layers for one picture."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -85,7 +87,7 @@ def macs(folder: hub_folder.HubFolder) -> int:
 
 
 def milliseconds(folder: hub_folder.HubFolder) -> float:
-    """Median time of one picture on one thread."""
+    """Measure the median time of one picture on one thread."""
     pixels, threads = torch.zeros(1, *folder.config["pretrained_cfg"]["input_size"]), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,7 +102,7 @@ def milliseconds(folder: hub_folder.HubFolder) -> float:
     return 1000 * float(np.median(times[3:]))
 
 
-def _draw(rows: list[dict]) -> Figure:
+def _draw(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(6.4, 0.8 + 0.34 * len(rows)))
     axes = figure.subplots()
     rows = sorted(rows, key=lambda row: row["auroc"]["value"])
@@ -110,7 +112,5 @@ def _draw(rows: list[dict]) -> Figure:
     )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
     axes.axvline(0.5, color="0.6", linestyle=":")
-    axes.set(xlabel="test AUROC, 95 % interval (families resampled)", xlim=(0.3, 1.01))
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.styled(axes, "", "test AUROC, 95 % interval (families resampled)", "", xlim=(0.3, 1.01))
     return figure

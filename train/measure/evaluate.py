@@ -1,10 +1,10 @@
-"""Calibrate a run on validation, choose its operating points, fit its guard, then score the test part once."""
+"""Calibrate a run on validation, choose its operating points, fit its guard, then score the test split once."""
 
 import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -14,20 +14,17 @@ from hub_model import hub_folder
 from hub_model.refused import Refused
 from hub_model.screener import INCONCLUSIVE, decide
 
-from ..data.dataset import load_data
-from ..data.sources import DataRefused
 from . import calibration, plots
+from . import findings as finding
 from . import guard as guarding
-from .metrics import figures
 from .predict import Predictions, predict
-from .provenance import fingerprint, parts_of, split_of
+from .provenance import data_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 MIN_SOURCE_IMAGES = 10
-"""Sources with fewer test images get no figures of their own: an interval over a handful says nothing."""
-
-
-class AlreadyScored(Refused):
-    """The test part has been scored with these very weights."""
+"""Sources with fewer test pictures get no figures of their own: an interval over a handful says nothing."""
 
 
 def evaluate(
@@ -35,34 +32,40 @@ def evaluate(
     data: Annotated[
         list[str], typer.Option(help="what fit was given: folder, zip, prepared dataset; may repeat")
     ],
-    seed: Annotated[int, typer.Option(help="seed of the bootstrap and of the guard's foreign pictures")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the bootstrap and of the guard's made pictures")] = 0,
     half: Annotated[bool, typer.Option(help="store the weights in half precision")] = False,
-    again: Annotated[bool, typer.Option(help="score the test part although it was scored before")] = False,
+    again: Annotated[bool, typer.Option(help="score the test split although it was scored before")] = False,
     guard: Annotated[
         bool, typer.Option(help="fit and measure the input guard; without it a run is for comparison only")
     ] = True,
-) -> dict:
-    """Calibrate RUN on validation and score its test part; writes evaluation.json, screening.json and plots/.
+) -> dict[str, Any]:
+    """Calibrate RUN on validation and score its test split; writes evaluation.json, screening.json and plots/.
 
     Returns:
         The contents of ``evaluation.json``.
 
     Raises:
         FolderRefused: RUN is no hub folder.
-        WrongData: DATA is not what RUN was trained on, so that its test part may hold training images.
-        NotCalibrable: the validation part lacks a class.
-        AlreadyScored: the test part was scored before and ``again`` is not set.
+        Refused: DATA is not what RUN was trained on, so that its test split may hold training images; validation
+            lacks a class; or the test split was scored before and ``again`` is not set.
     """
     folder = hub_folder.open_folder(run)
     before = _earlier(folder.path, again)
-    split, parts = split_of(folder), parts_of(folder, data)
-    marks = fingerprint(parts)
+    parts, origin = data_of(folder, data)
     started = time.monotonic()
-    other = _other_modality(data, folder.modality, seed, split["families"]) if guard else None
-    folder = _calibrate(folder, parts, other, seed, half, guard)
+    if half:
+        folder.model.half().float()  # what is measured from here on is what will be stored
+    temperature, bias = _calibrate(folder, parts["validation"])
+    if half:
+        folder.model.half().float()
     validation = predict(folder, parts["validation"], "validation")
-    test = predict(folder, parts["test"], "test")
-    thresholds = {name: point["threshold"] for name, point in folder.screening["operating_points"].items()}
+    validation = validation.only(validation.answered)
+    points = _operating_points(validation, seed)
+    fitted = guarding.fit_guard(folder, parts, data, validation, seed) if guard else None
+    folder = _save(folder, temperature, bias, points, fitted, half)
+    everything = predict(folder, parts["test"], "test")
+    test = everything.only(everything.answered)
+    rows = parts["test"].select(np.flatnonzero(everything.answered))
     result = {
         "format": hub_folder.FORMAT,
         "modality": folder.modality,
@@ -70,26 +73,35 @@ def evaluate(
         "parameters": sum(p.numel() for p in folder.model.parameters()),
         "weights_sha256": folder.screening["weights_sha256"],
         "test_scored": before + 1,
-        "data": {**marks, **split, "leaks": split["split"] == "random", "counts": _counts(parts)},
+        "data": {
+            **{
+                key: getattr(origin, key)
+                for key in ("data_sha256", "split_sha256", "split", "seed", "families")
+            },
+            "leaks": origin.leaking,
+            "counts": _counts(parts),
+        },
         "temperature": folder.screening["temperature"],
-        "validation": _part(validation, thresholds, seed),
-        "test": {**_part(test, thresholds, seed), "abstained": _abstained(folder, test)},
-        "test_by_source": _by_source(test, thresholds, seed),
-        **(
-            {"guard": guarding.measure_guard(folder, parts["test"], other and other["test"], seed)}
-            if guard
-            else {}
-        ),
-        "environment": _environment(),
-        "seconds": round(time.monotonic() - started, 1),
+        "bias": folder.screening["bias"],
+        "validation": _scored(validation, points, seed),
+        "test": {
+            **_scored(test, points, seed),
+            "abstained": _abstained(points, test),
+            "unanswered": int((~everything.answered).sum()),
+        },
+        "test_by_source": _by_source(test, points, seed),
+        "test_by_finding": finding.by_finding(test, finding.of_rows(rows), points, seed),
     }
-    plots.draw_all(folder, validation, test, parts["test"])
+    if fitted:
+        result["guard"] = guarding.measure_guard(folder, parts["test"], everything, fitted, seed)
+    result |= {"environment": _environment(), "seconds": round(time.monotonic() - started, 1)}
+    plots.draw_all(folder, validation, test, rows)
     hub_folder.write_json(folder.path / hub_folder.EVALUATION, result)
     return result
 
 
 def _earlier(path: Path, again: bool) -> int:
-    """How often the test part was scored with the weights now in the folder."""
+    """Say how often the test split was scored with the weights now in the folder."""
     file = path / hub_folder.EVALUATION
     if not file.is_file():
         return 0
@@ -97,47 +109,49 @@ def _earlier(path: Path, again: bool) -> int:
     if earlier.get("weights_sha256") != hub_folder.sha256(path / hub_folder.WEIGHTS):
         return 0
     if not again:
-        raise AlreadyScored(
-            f"{path} has been scored on its test part before; {file.name} holds the figures. Every further look at the "
-            "test part makes it less of a test. Say --again to score it nevertheless; the count is written down."
+        raise Refused(
+            f"{path} has been scored on its test split before; {file.name} holds the figures. Every further look at "
+            "the test split makes it less of a test. Say --again to score it nevertheless; the count is written down."
         )
     return int(earlier.get("test_scored", 1))
 
 
-def _other_modality(data, modality: str, seed: int, families: str):
-    """The other modality's parts, for the guard to tell apart; None where the data has one modality only."""
-    other = next(m for m in hub_folder.MODALITIES if m != modality)
-    try:
-        return load_data(data, modality=other, seed=seed, families=families)
-    except DataRefused:
-        return None
+def _calibrate(folder: hub_folder.HubFolder, split: "Dataset") -> tuple[float, float]:
+    """Fit temperature and bias on the validation split and fold them into the network; returns both."""
+    calibration.require_both_classes(np.array(split["label"]))
+    raw = predict(folder, split, "validation, as trained")
+    raw = raw.only(raw.answered)
+    temperature, bias = calibration.fit_calibration(raw.log_odds, raw.labels, raw.families)
+    calibration.fold(folder.model, temperature, bias)
+    return temperature, bias
 
 
-def _calibrate(
-    folder: hub_folder.HubFolder, parts, other, seed: int, half: bool, guarded: bool
-) -> hub_folder.HubFolder:
-    """Fold the temperature, choose the operating points, fit the guard and save; returns the folder as reopened."""
-    labels = np.array(parts["validation"]["label"])
-    calibration.require_both_classes(labels)
-    raw = predict(folder, parts["validation"], "validation")
-    temperature = calibration.fit_temperature(raw.margins, labels)
-    hub_folder.fold_temperature(folder.model, temperature)
-    if half:
-        folder.model.half().float()  # what is measured from here on is what will be stored
-    calibrated = predict(folder, parts["validation"], "validation")
-    points = calibration.operating_points(calibrated.margins, labels)
-    found = figures(labels, expit(calibrated.margins), calibrated.families, _thresholds(points), seed)
+def _operating_points(found: Predictions, seed: int) -> dict[str, dict]:
+    """Choose the operating points on validation; each with its sensitivity and specificity there."""
+    points = calibration.operating_points(found.log_odds, found.labels, found.families, seed)
+    at = _scored(found, points, seed)["at"]
     for name, point in points.items():
-        point["validation"] = {key: found["at"][name][key] for key in ("sensitivity", "specificity")}
-    guard, limits = (
-        guarding.fit_guard(folder, parts, other and other["train"], seed) if guarded else (None, {})
-    )
+        point["validation"] = {key: at[name][key] for key in ("sensitivity", "specificity")}
+    return points
+
+
+def _save(
+    folder: hub_folder.HubFolder,
+    temperature: float,
+    bias: float,
+    points: dict[str, dict],
+    fitted: guarding.Fitted | None,
+    half: bool,
+) -> hub_folder.HubFolder:
+    """Write the calibrated network with its operating points and guard; returns the folder as reopened."""
+    before = folder.screening
     screening = {
-        **folder.screening,
+        **before,
         "calibrated": True,
-        "temperature": folder.screening.get("temperature", 1.0) * temperature,
+        "temperature": before.get("temperature", 1.0) * temperature,
+        "bias": before.get("bias", 0.0) / temperature + bias,
         "operating_points": points,
-        "guard": {"limits": limits},
+        "guard": {"limits": fitted.limits if fitted else {}},
     }
     config = folder.config
     hub_folder.save(
@@ -147,40 +161,44 @@ def _calibrate(
         model_args=config.get("model_args") or {},
         pretrained_cfg=config["pretrained_cfg"],
         screening=screening,
-        guard=guard,
+        guard=fitted.tensors if fitted else None,
         half=half,
     )
     return hub_folder.open_folder(folder.path)
 
 
-def _thresholds(points: dict[str, dict]) -> dict[str, float]:
-    return {name: point["threshold"] for name, point in points.items()}
+def _scored(found: Predictions, points: dict[str, dict], seed: int, chosen: np.ndarray | None = None) -> dict:
+    """Work out every figure of predictions, or of the chosen ones (n,) of them, at the operating points."""
+    from .screening_figures import ScreeningFigures
+
+    chosen = np.ones(len(found.labels), bool) if chosen is None else chosen
+    return ScreeningFigures(keep_in_memory=True).compute(
+        predictions=expit(found.log_odds[chosen]),
+        references=found.labels[chosen],
+        families=found.families[chosen],
+        thresholds={name: point["threshold"] for name, point in points.items()},
+        seed=seed,
+    )
 
 
-def _part(found: Predictions, thresholds: dict[str, float], seed: int) -> dict:
-    return figures(found.labels, expit(found.margins), found.families, thresholds, seed)
-
-
-def _by_source(found: Predictions, thresholds: dict[str, float], seed: int) -> dict:
-    result = {}
-    for source in np.unique(found.sources):
-        mask = found.sources == source
-        if mask.sum() >= MIN_SOURCE_IMAGES:
-            result[str(source)] = figures(
-                found.labels[mask], expit(found.margins[mask]), found.families[mask], thresholds, seed
-            )
-    return result
-
-
-def _abstained(folder: hub_folder.HubFolder, found: Predictions) -> dict[str, int]:
-    """Images of the part that each operating point calls inconclusive."""
+def _by_source(found: Predictions, points: dict[str, dict], seed: int) -> dict[str, dict]:
+    chosen = {str(source): found.sources == source for source in np.unique(found.sources)}
     return {
-        name: sum(decide(p, point)[0] == INCONCLUSIVE for p in expit(found.margins))
-        for name, point in folder.screening["operating_points"].items()
+        source: _scored(found, points, seed, mask)
+        for source, mask in chosen.items()
+        if mask.sum() >= MIN_SOURCE_IMAGES
     }
 
 
-def _counts(parts) -> dict[str, dict[str, int]]:
+def _abstained(points: dict[str, dict], found: Predictions) -> dict[str, int]:
+    """Count the pictures that each operating point calls inconclusive."""
+    return {
+        name: sum(decide(p, point)[0] == INCONCLUSIVE for p in expit(found.log_odds))
+        for name, point in points.items()
+    }
+
+
+def _counts(parts: "DatasetDict") -> dict[str, dict[str, int]]:
     counts = {}
     for name, part in parts.items():
         labels = np.array(part["label"])

@@ -8,22 +8,25 @@ damage.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.progress import track
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
-from hub_model import evidence, hub_folder
+from hub_model import evidence, hub_folder, lungs
+from hub_model.grey import ImageRefused
 from hub_model.refused import Refused
 
-from .metrics import family_weights, record
+from . import plots
+from .metrics import Record, interval, mean
 from .provenance import parts_of
 
 REPORT, PLOT = "faithfulness.json", "plots/faithfulness.png"
@@ -33,41 +36,44 @@ MAPS, CURVES = ("heat map", "random map"), ("deletion", "insertion")
 COLOURS = {"heat map": "#b3402e", "random map": "#8a8f98"}
 
 
-class FaithfulnessRefused(Refused):
-    """Settings that measure nothing."""
-
-
 def faithfulness(
     run: Annotated[Path, typer.Argument(help="hub folder written by fit and evaluate")],
     data: Annotated[list[str], typer.Option(help="what fit was given; may repeat")],
-    images: Annotated[int, typer.Option(help="test images, evenly spread over the part")] = 100,
-    steps: Annotated[int, typer.Option(help="in how many steps a picture is deleted or inserted")] = 16,
+    images: Annotated[int, typer.Option(help="test images, evenly spread over the split")] = 40,
+    steps: Annotated[int, typer.Option(help="in how many steps a picture is deleted or inserted")] = 8,
     seed: Annotated[int, typer.Option(help="seed of the random maps and of the bootstrap")] = 0,
-) -> dict:
+) -> dict[str, Any]:
     """Measure RUN's heat map on test images of DATA; writes faithfulness.json and plots/faithfulness.png.
 
     Returns:
         The contents of ``faithfulness.json``: for deletion and insertion the mean area under the curve of the
-        heat map, of a random map and their paired difference, as records; and the mean curves.
+        heat map, of a random map and their paired difference, as records; and the mean curves. Where the folder has
+        a network that finds lungs, also ``inside_lungs``: the share of the evidence that lies inside them, and that
+        of the lungs in the picture, which evidence spread at random would have.
 
     Raises:
         FolderRefused: RUN is no hub folder.
-        WrongData: DATA is not what RUN was trained on.
-        FaithfulnessRefused: fewer than two images or steps.
+        Refused: DATA is not what RUN was trained on, or there are fewer than two images or steps.
     """
     if images < 2 or steps < 2:
-        raise FaithfulnessRefused(
-            f"{images} images in {steps} steps measure nothing; give at least 2 of each, as 100 and 16."
+        raise Refused(
+            f"{images} images in {steps} steps measure nothing; give at least 2 of each, as 40 and 8."
         )
     folder = hub_folder.open_folder(run)
-    part = parts_of(folder, data)["test"]
-    rows = np.unique(np.linspace(0, len(part) - 1, min(images, len(part)), dtype=int))
+    test = parts_of(folder, data)["test"]
     rng = np.random.default_rng(seed)
-    curves = []
-    for row in track(rows, "deleting and inserting", transient=True):
-        pixels = folder.transform(part[int(row)]["image"].convert("L"))[None]
+    curves, shares, rows = [], [], []
+    chosen = np.unique(np.linspace(0, len(test) - 1, min(images, len(test)), dtype=int))
+    for row in track(chosen, "deleting and inserting", transient=True):
+        image = test[int(row)]["image"].convert("L")
+        try:
+            pixels = folder.transform(image)[None]
+        except ImageRefused:  # a picture that gets no answer has no heat map
+            continue
+        rows.append(row)
         curves.append(curves_of(folder.model, pixels, steps, rng))
-    families = np.array(part["family"])[rows]
+        shares.append(_inside(folder, image, pixels))
+    families = np.array(test["family"])[rows]
     report = {
         "format": hub_folder.FORMAT,
         "weights_sha256": folder.screening["weights_sha256"],
@@ -78,14 +84,30 @@ def faithfulness(
         "seed": seed,
         **summary(np.array(curves), families, seed),
     }
-    (folder.path / PLOT).parent.mkdir(exist_ok=True)
-    _draw(report).savefig(folder.path / PLOT, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    if found := [place for place, share in enumerate(shares) if share]:
+        evidence, lung = np.array([shares[place] for place in found]).T
+        report["inside_lungs"] = {
+            "evidence": mean("share of the evidence", evidence, families[found], seed),
+            "lungs": mean("share of the picture", lung, families[found], seed),
+        }
+    plots.save(_draw(report), folder.path / PLOT)
     hub_folder.write_json(folder.path / REPORT, report)
     return report
 
 
+def _inside(folder: hub_folder.HubFolder, image: Image.Image, pixels: Tensor) -> tuple[float, float] | None:
+    """Say which share of the evidence lies inside the lungs, and which of the picture is lung; None without lungs."""
+    found = folder.finder.find(image) if folder.finder else None
+    if found is None or not found.found:
+        return None
+    heat = evidence.heat_map(folder.model, pixels)
+    if folder.view == lungs.LUNGS:
+        heat = lungs.placed(heat, found.box)
+    return lungs.share_inside(heat, found.outline), found.share
+
+
 def curves_of(model: nn.Module, pixels: Tensor, steps: int, rng: np.random.Generator) -> np.ndarray:
-    """Curves (2 maps, 2 curves, steps + 1) of one picture (1, 3, H, W), in the order of `MAPS` and `CURVES`.
+    """Draw the curves (2 maps, 2 curves, steps + 1) of one picture (1, 3, H, W), in the order of `MAPS` and `CURVES`.
 
     The class is the network's own answer; deleted places take the mean of the picture.
     """
@@ -106,7 +128,7 @@ def curves_of(model: nn.Module, pixels: Tensor, steps: int, rng: np.random.Gener
 def curve(
     model: nn.Module, start: Tensor, end: Tensor, places: np.ndarray, answer: int, steps: int
 ) -> np.ndarray:
-    """Probability of class `answer` while `start` becomes `end`, places of high value first; (steps + 1,).
+    """Follow the probability of class `answer` while `start` becomes `end`, places of high value first; (steps + 1,).
 
     Args:
         model: A timm network.
@@ -126,26 +148,26 @@ def curve(
 
 
 def areas(curves: np.ndarray) -> np.ndarray:
-    """Area under curves (..., steps + 1) whose x goes from 0 to 1."""
+    """Integrate curves (..., steps + 1) whose x goes from 0 to 1."""
     return np.trapezoid(curves, dx=1 / (curves.shape[-1] - 1), axis=-1)
 
 
-def summary(curves: np.ndarray, families: np.ndarray, seed: int) -> dict:
-    """Records of the areas, and mean curves, of curves (n, 2 maps, 2 curves, steps + 1)."""
-    area, weights = areas(curves), family_weights(families, seed=seed)
+def summary(curves: np.ndarray, families: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+    """Give records of the areas, and mean curves, of curves (n, 2 maps, 2 curves, steps + 1)."""
+    area = areas(curves)
 
-    def mean(name: str, values: np.ndarray) -> dict:
-        samples = (weights @ values) / weights.sum(1)
-        return record(name, values.mean(), samples, len(values), len(np.unique(families)))
+    def averaged(name: str, values: np.ndarray) -> Record:
+        return mean(name, values, families, seed)
 
     found = {}
     for column, kind in enumerate(CURVES):
         heat, chance = area[:, 0, column], area[:, 1, column]
+        better = (heat < chance) if kind == "deletion" else (heat > chance)
         found[kind] = {
-            "heat map": mean(f"{kind} AUC", heat),
-            "random map": mean(f"{kind} AUC", chance),
-            "difference": mean(f"{kind} AUC difference", heat - chance),
-            "better_on": mean("share of images", (heat < chance) if kind == "deletion" else (heat > chance)),
+            "heat map": averaged(f"{kind} AUC", heat),
+            "random map": averaged(f"{kind} AUC", chance),
+            "difference": averaged(f"{kind} AUC difference", heat - chance),
+            "better_on": averaged("share of images", better),
             "curves": {
                 name: np.round(curves[:, row, column].mean(0), 4).tolist() for row, name in enumerate(MAPS)
             },
@@ -153,17 +175,14 @@ def summary(curves: np.ndarray, families: np.ndarray, seed: int) -> dict:
     return found
 
 
-def _draw(report: dict) -> Figure:
+def _draw(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8.4, 3.6))
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), CURVES, strict=True):
         for name in MAPS:
-            shown = report[kind][name]
-            label = f"{name}: {shown['value']:.3f} ({shown['low']:.3f} to {shown['high']:.3f})"
+            label = f"{name}: {interval(report[kind][name])}"
             y = report[kind]["curves"][name]
             axes.plot(np.linspace(0, 1, len(y)), y, color=COLOURS[name], label=label)
-        axes.set(title=f"{kind} (n = {report['images']})", xlabel="share of the picture", ylim=(0, 1.02))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plots.styled(axes, f"{kind} (n = {report['images']})", "share of the picture", "", ylim=(0, 1.02))
         axes.legend(loc="lower left" if kind == "deletion" else "lower right", fontsize=8, title="area")
     figure.axes[0].set_ylabel("probability of the answer")
     figure.tight_layout()

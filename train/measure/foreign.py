@@ -35,7 +35,7 @@ def _photographs(teaching: bool) -> tuple[Image.Image, ...]:
 
 
 def photograph(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """A random window of a photograph, sometimes mirrored."""
+    """Cut a random window of a photograph, sometimes mirrored."""
     pictures = _photographs(teaching)
     picture = pictures[rng.integers(len(pictures))]
     side = int(min(picture.size) * rng.uniform(0.5, 1))
@@ -45,7 +45,7 @@ def photograph(rng: np.random.Generator, real: Image.Image, teaching: bool) -> I
 
 
 def drawing(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """Random shapes and strokes on a plain ground."""
+    """Draw random shapes and strokes on a plain ground."""
     ground, ink = (255, 0) if rng.random() < 0.5 else (int(rng.integers(256)), int(rng.integers(256)))
     picture = Image.new("L", (SIDE, SIDE), ground)
     draw = ImageDraw.Draw(picture)
@@ -70,7 +70,7 @@ def drawing(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Imag
 
 
 def document(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """Lines of writing, dark on light or light on dark."""
+    """Write lines, dark on light or light on dark."""
     light = rng.random() < 0.7
     picture = Image.new("L", (SIDE, SIDE), int(rng.integers(225, 256)) if light else int(rng.integers(0, 40)))
     draw, size = ImageDraw.Draw(picture), int(rng.integers(9, 22))

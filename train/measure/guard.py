@@ -1,145 +1,277 @@
-"""Fit the input guard on what the network saw of the training images, and measure it on others."""
+"""Fit the input guard on what the network saw of the training pictures, and measure it on others."""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
+from hub_model.grey import ImageRefused
 from hub_model.guard import Guard, is_blank
 from hub_model.hub_folder import HubFolder
+from hub_model.images import read_image
 
+from ..data.files import read_bytes
+from ..data.labels import Row
+from ..data.sources import ANOTHER_MODALITY, open_sources
 from .foreign import foreign_pictures
-from .metrics import family_weights, record
-from .predict import run
+from .metrics import Record, mean
+from .predict import Predictions, run
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 COMPONENTS = 48
-TEACH_A_KIND, MEASURE_A_KIND = 150, 60
+AT_MOST = 320
+"""Training pictures used; as many of each source as there are, or an equal share."""
+TEACH_A_KIND, MEASURE_A_KIND = 50, 25
+OTHER_TEACH, OTHER_MEASURE = 150, 60
+"""Pictures of the other modality, where the data hold any."""
 FALSE_REFUSALS = 0.01
-"""Share of validation images that the limits refuse; the figure that counts is measured on the test part."""
+"""Share of validation pictures that the limits refuse at most."""
+UNSEEN_REFUSALS = 0.01
+"""Share of the pictures of a source that the guard did not see, which the limits refuse at most."""
 SLACK = 1.15
-"""The two distances were seen on few images of few sources; a picture of a new hospital lies a little further out."""
-AT_MOST = 1500
-"""Training images used, drawn at random."""
+"""What is added to the distances where one source is all there is, so that none can be left out to measure it."""
+MIN_SOURCE = 15
+"""A source of fewer training pictures cannot be left out: its 99th percentile means nothing."""
+LARGEST_OOD = 0.999
+"""Limit of the taught score at most: no limit may let everything pass."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a guard knows of the training pictures: see `Guard`, whose arrays these are."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    basis: np.ndarray
+    deviation: np.ndarray
+    foreign: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Three out-of-distribution scores (N,) of features (N, D), as the guard in use computes them."""
+        return Guard(**vars(self), limits={}, modality="").scores(features)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted guard.
+
+    Attributes:
+        tensors: for ``guard.safetensors``.
+        limits: for ``screening.json``.
+        unseen_source: false refusals of each source by a guard that was fitted, limits and all, without it.
+        other: pictures of the other modality that took no part in fitting.
+    """
+
+    tensors: dict[str, Any]
+    limits: dict[str, float]
+    unseen_source: dict[str, Record]
+    other: list[Image.Image]
 
 
 def fit_guard(
-    folder: HubFolder, parts, other, seed: int = 0
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Fit the guard of a network.
+    folder: HubFolder, parts: "DatasetDict", data: Sequence[str], validation: Predictions, seed: int = 0
+) -> Fitted:
+    """Fit the guard of a network and say how often it would refuse sources that it has not seen.
+
+    The limits of the three scores are the highest that two demands ask for: validation pictures are refused with
+    FALSE_REFUSALS at most, and so are, with UNSEEN_REFUSALS, the pictures of each source by a guard fitted without it.
 
     Args:
         folder: the trained network; its own guard, if any, is not used.
-        parts: DatasetDict with ``train`` and ``validation`` of the network's modality.
-        other: rows of the other modality, or None where the data has none.
-        seed: for the foreign pictures.
-
-    Returns:
-        Tensors for ``guard.safetensors`` and the limits for ``screening.json``.
+        parts: ``train`` of the network's modality.
+        data: what was given as data, in which pictures of the other modality may lie.
+        validation: predictions of the validation split.
+        seed: for the made pictures and the choice of training pictures.
     """
     rng = np.random.default_rng(seed)
-    reals = _some(parts["train"], AT_MOST, rng)
+    rows = balanced(parts["train"]["source"], AT_MOST, rng)
+    chosen = parts["train"].select(rows)
+    reals = [row["image"].convert("L") for row in chosen]
+    sources, families = np.array(chosen["source"]), np.array(chosen["family"])
     shaken = [_shake(image, rng) for image in reals]
-    _, own = run(folder, track(reals + shaken, "guard: training images", transient=True))
-    _, held_out = run(
-        folder, track(_some(parts["validation"], AT_MOST, rng), "guard: validation", transient=True)
-    )
+    _, own = run(folder, track(reals, "guard: training pictures", transient=True))
+    _, copies = run(folder, track(shaken, "guard: altered training pictures", transient=True))
+    usable = np.isfinite(own).all(1) & np.isfinite(copies).all(
+        1
+    )  # what the preprocessing refuses teaches nothing
+    own, copies, sources, families = (rows[usable] for rows in (own, copies, sources, families))
     kinds = foreign_pictures(reals, folder.modality, TEACH_A_KIND, seed, teaching=True)
-    if other is not None:
-        kinds["other modality"] = iter(_some(other, 3 * TEACH_A_KIND, rng))
-    pictures = [p for made in kinds.values() for p in made if not is_blank(p)]
-    _, foreign = run(folder, track(pictures, "guard: foreign pictures", transient=True))
+    teaching, measuring = other_modality(folder.modality, data, seed)
+    made = [p for pictures in kinds.values() for p in pictures if not is_blank(p)] + teaching
+    _, foreign = run(folder, track(made, "guard: pictures to refuse", transient=True))
+    foreign = foreign[np.isfinite(foreign).all(1)]
 
-    mean, scale = own.mean(0), own.std(0).clamp_min(1e-4)
-    z = (own - mean) / scale
-    _, singular, basis = torch.linalg.svd(z, full_matrices=False)
+    def fit(without: Sequence[str] = ()) -> Statistics:
+        known = ~np.isin(sources, without)
+        return _statistics(np.concatenate([own[known], copies[known]]), foreign)
+
+    names, counts = np.unique(sources, return_counts=True)
+    names = [str(name) for name, count in zip(names, counts, strict=True) if count >= MIN_SOURCE]
+    names = names if len(names) > 1 else []
+    left_out = {pair: fit(pair) for size in (1, 2) for pair in itertools.combinations(names, size)}
+    whole = fit()
+
+    def limits(of: Statistics, held_out: np.ndarray, without: tuple[str, ...] = ()) -> dict[str, float]:
+        """Limits of a guard that knows no source of `without`."""
+        found = [_quantiles(of.scores(held_out), FALSE_REFUSALS)]
+        rest = [name for name in names if name not in without]
+        if len(rest) < 2:
+            found[0]["distance"] *= SLACK
+            found[0]["residual"] *= SLACK
+        else:
+            for name in rest:
+                unseen = left_out[tuple(sorted((*without, name), key=names.index))]
+                found.append(_quantiles(unseen.scores(own[sources == name]), UNSEEN_REFUSALS))
+        highest = {score: max(row[score] for row in found) for score in found[0]}
+        return {**highest, "foreign": min(LARGEST_OOD, max(0.5, highest["foreign"]))}
+
+    unseen_source = {}
+    for name in names:
+        without, mask = left_out[(name,)], sources == name
+        bounds = limits(without, validation.features[validation.sources != name], (name,))
+        scores = without.scores(own[mask])
+        refused = np.any([scores[key] > limit for key, limit in bounds.items()], axis=0)
+        unseen_source[name] = mean("refused", refused, families[mask], seed)
+    return Fitted(_tensors(whole), limits(whole, validation.features), unseen_source, measuring)
+
+
+def balanced(sources: Sequence[str], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose at most `count` rows, in order: all of the small sources, equal numbers of the others."""
+    sources, order = np.asarray(sources), rng.permutation(len(sources))
+    names, left, chosen = sorted(set(sources), key=lambda name: (sources == name).sum()), count, []
+    for place, name in enumerate(names):
+        mine = order[sources[order] == name][: left // (len(names) - place)]
+        chosen.append(mine)
+        left -= len(mine)
+    return np.sort(np.concatenate(chosen))
+
+
+def _statistics(own: np.ndarray, foreign: np.ndarray) -> Statistics:
+    center, scale = own.mean(0), own.std(0).clip(1e-4)
+    z = (own - center) / scale
+    _, singular, basis = np.linalg.svd(z, full_matrices=False)
     k = min(COMPONENTS, len(basis))
-    deviation = (singular[:k] / len(z) ** 0.5).clamp_min(1e-4)
-    weights, bias = _separate(z, (foreign - mean) / scale)
-    stored = basis[:k].half()  # most of the file; the limits below are those of what is stored
-    tensors = {
-        "mean": mean,
-        "scale": scale,
-        "basis": stored.float(),
-        "deviation": deviation,
-        "foreign": weights,
-    }
-    tensors["bias"] = bias
-    return {**tensors, "basis": stored}, _limits(
-        Guard(
-            **{name: tensor.numpy() for name, tensor in tensors.items()}, limits={}, modality=folder.modality
-        ),
-        held_out.numpy(),
-    )
+    x, y = np.concatenate([z, (foreign - center) / scale]), np.r_[np.zeros(len(z)), np.ones(len(foreign))]
+    taught = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000).fit(x, y)
+    found = (center, scale, basis[:k].astype(np.float16), (singular[:k] / len(z) ** 0.5).clip(1e-4))
+    found += (
+        taught.coef_[0],
+        taught.intercept_[0],
+    )  # the basis in halves, as it is stored: it is most of the file
+    return Statistics(*(np.asarray(value, np.float32) for value in found))
 
 
-def _limits(guard: Guard, held_out: np.ndarray) -> dict[str, float]:
-    """Limits that refuse FALSE_REFUSALS of the held-out images, each score taking an equal part of it."""
-    scores = guard.scores(held_out)
-    level = 1 - FALSE_REFUSALS / len(scores)
-    limits = {name: float(np.quantile(values, level)) for name, values in scores.items()}
+def _tensors(of: Statistics) -> dict[str, Any]:
+    return {**vars(of), "basis": of.basis.astype(np.float16)}
+
+
+def _quantiles(scores: dict[str, np.ndarray], share: float) -> dict[str, float]:
+    """Limits that refuse this share, each of the scores taking an equal part of it."""
     return {
-        "distance": limits["distance"] * SLACK,
-        "residual": limits["residual"] * SLACK,
-        "foreign": min(0.98, max(0.5, limits["foreign"])),
+        name: float(np.quantile(values, 1 - share / len(scores), method="higher"))
+        for name, values in scores.items()
     }
 
 
-def _separate(own: torch.Tensor, foreign: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (D,) and bias () of the logistic score of being foreign."""
-    x = torch.cat([own, foreign]).numpy()
-    y = np.r_[np.zeros(len(own)), np.ones(len(foreign))]
-    model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000).fit(x, y)
-    return torch.tensor(model.coef_[0], dtype=torch.float32), torch.tensor(
-        model.intercept_[0], dtype=torch.float32
+def other_modality(
+    modality: str, data: Sequence[str], seed: int
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Draw pictures of the other modality, to teach and to measure; both empty where the data hold none.
+
+    Neither labels nor splits matter here, so no fault of theirs can make the guard learn less. Pictures that their
+    collection names as of one patient or alike are all on one side; a picture that cannot be read is passed over.
+    """
+    rows = [
+        row
+        for row in open_sources(list(data), modality)
+        if row.skipped and row.skipped.startswith(ANOTHER_MODALITY)
+    ]
+    rng = np.random.default_rng(seed)
+    names, member = np.unique([min(row.known, default=row.path) for row in rows], return_inverse=True)
+    teaches = rng.random(len(names)) < OTHER_TEACH / (OTHER_TEACH + OTHER_MEASURE)
+    order = rng.permutation(len(rows))
+    return tuple(
+        _read((rows[place] for place in order if teaches[member[place]] == side), count)
+        for side, count in ((True, OTHER_TEACH), (False, OTHER_MEASURE))
     )
 
 
-def measure_guard(folder: HubFolder, test, other, seed: int = 0) -> dict:
-    """How often the guard refuses real test images, and what it catches of each foreign kind.
+def _read(rows: Iterable[Row], count: int) -> list[Image.Image]:
+    """Read the first `count` of the rows that can be read."""
+    images = []
+    for row in rows:
+        if len(images) == count:
+            break
+        with contextlib.suppress(ImageRefused, OSError):
+            images.append(read_image(read_bytes(row.ref), modality=row.modality))
+    return images
+
+
+def measure_guard(
+    folder: HubFolder, test: "Dataset", found: Predictions, fitted: Fitted, seed: int = 0
+) -> dict[str, Any]:
+    """Measure how often the guard refuses real test pictures, and what it catches of each kind it should refuse.
 
     Returns:
-        ``false_refusals``: a record over the test images, families resampled; ``false_refusals_by_source``;
-        ``caught``: kind -> record over as many made pictures (resampled one by one).
+        ``false_refusals``, a record over the test pictures, families resampled; ``false_refusals_by_source``;
+        ``unseen_source``, see `Fitted`; ``caught``: kind -> record over as many made pictures, resampled one by one.
     """
     guard = Guard.of(folder)
+    images = (row["image"].convert("L") for row in test.select_columns("image"))
+    refused = refuses(folder, guard, images, found.features)
     rng = np.random.default_rng(seed + 1)
-    reals = [row["image"].convert("L") for row in test]
-    _, features = run(folder, track(reals, "guard: test images", transient=True))
-    refused = guard.out_of_distribution(features.numpy()) > 1
-    families, sources = np.array(test["family"]), np.array(test["source"])
+    rows = balanced(found.sources, AT_MOST, rng)
+    reals = [row["image"].convert("L") for row in test.select(rows)]
     kinds = foreign_pictures(reals, folder.modality, MEASURE_A_KIND, seed, teaching=False)
-    if other is not None:
-        kinds["other modality"] = iter(_some(other, AT_MOST, rng))
+    if fitted.other:
+        kinds["other modality"] = iter(fitted.other)
     caught = {}
-    for kind, made in kinds.items():
+    for kind, made in track(kinds.items(), "guard: kinds of pictures to refuse", transient=True):
         pictures = list(made)
         _, features = run(folder, pictures)
-        hits = (guard.out_of_distribution(features.numpy()) > 1) | np.array([is_blank(p) for p in pictures])
-        caught[kind] = _share("caught", hits, np.arange(len(hits)).astype(str))
+        hits = refuses(folder, guard, pictures, features)
+        caught[kind] = mean("caught", hits, np.arange(len(hits)), seed)
     return {
-        "false_refusals": _share("refused", refused, families),
+        "false_refusals": mean("refused", refused, found.families, seed),
         "false_refusals_by_source": {
-            str(s): _share("refused", refused[sources == s], families[sources == s])
-            for s in np.unique(sources)
+            str(source): mean("refused", refused[mask], found.families[mask], seed)
+            for source in np.unique(found.sources)
+            if (mask := found.sources == source).any()
         },
+        "unseen_source": fitted.unseen_source,
         "caught": caught,
     }
 
 
-def _share(name: str, hits: np.ndarray, units: np.ndarray) -> dict:
-    weights = family_weights(units)
-    samples = (weights @ hits) / weights.sum(1)
-    return record(name, float(hits.mean()), samples, len(hits), len(np.unique(units)))
+def refuses(
+    folder: HubFolder, guard: Guard | None, images: Iterable[Image.Image], features: np.ndarray
+) -> np.ndarray:
+    """Say which pictures (n,) get no answer in use: blank ones, those without lungs, and what the guard refuses.
 
-
-def _some(part, count: int, rng: np.random.Generator) -> list[Image.Image]:
-    chosen = rng.permutation(len(part))[:count]
-    return [row["image"].convert("L") for row in part.select(np.sort(chosen))]
+    Args:
+        folder: a hub folder, perhaps with a network that finds lungs.
+        guard: its guard, if it has one.
+        images: the n grey pictures.
+        features: (n, D), what the network saw of them.
+    """
+    refused = guard.out_of_distribution(features) > 1 if guard else np.zeros(len(features), bool)
+    useless = [
+        is_blank(image) or bool(folder.finder and not folder.finder.find(image).found) for image in images
+    ]
+    return refused | np.array(useless, bool)
 
 
 def _shake(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A copy as another hospital might have sent it: other window, sharpness, margin and a slight tilt."""
+    """Make a copy as another hospital might have sent it: other window, sharpness, margin and a slight tilt."""
     image = image.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BILINEAR)
     left, top, right, bottom = rng.uniform(-0.06, 0.1, 4)
     box = (left * image.width, top * image.height, (1 - right) * image.width, (1 - bottom) * image.height)

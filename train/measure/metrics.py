@@ -1,34 +1,56 @@
-"""Screening figures with intervals that resample families, not images.
+"""Screening figures with intervals that resample families, not pictures.
 
-The functions take weights, so that one call scores all bootstrap replicates at once. `ScreeningMetrics` is the same
-as an ``evaluate.Metric``: use it from here, or offline by path, ``evaluate.load("train/measure/metrics.py")``.
+The functions take weights, so that one call scores all bootstrap replicates at once: 2,000 of them with scikit-learn,
+one by one, take minutes. Tests compare every figure with scikit-learn's. `screening_figures.ScreeningFigures` is the
+same as a module of the ``evaluate`` library.
 """
 
-import datasets
-import evaluate
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
 REPLICATES = 2000
 LEVEL = 0.95
 ECE_BINS = 15
-SHARES = {"caught", "refused", "accuracy", "sensitivity", "specificity", "recall", "precision", "ppv", "npv"}
+SHARES = {
+    "caught",
+    "refused",
+    "flipped",
+    "lungs found",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "recall",
+    "precision",
+    "ppv",
+    "npv",
+}
 
-_DESCRIPTION = (
-    "Figures of a binary screening test: COVID is class 1, predictions are probabilities of class 1."
-)
-_CITATION = ""
+Record = dict[str, Any]
+"""One number as it is stored: metric, value, low, high, n and what was resampled."""
 
 
-def confusion(labels, probabilities, threshold, weights=None) -> dict[str, np.ndarray]:
-    """Weighted counts tp, fp, tn, fn: each (R,) for weights (R, n), or a number for weights (n,) or None."""
+def confusion(
+    labels: ArrayLike, probabilities: ArrayLike, threshold: float, weights: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
+    """Count tp, fp, tn and fn, weighted: each (R,) for weights (R, n), or a number for weights (n,) or None."""
     labels, called = np.asarray(labels) == 1, np.asarray(probabilities) >= threshold
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     cells = {"tp": labels & called, "fp": ~labels & called, "tn": ~labels & ~called, "fn": labels & ~called}
     return {name: weights @ cell.astype(float) for name, cell in cells.items()}
 
 
-def at_threshold(labels, probabilities, threshold, weights=None, prevalence=None) -> dict[str, np.ndarray]:
-    """Figures of the decision ``probability >= threshold``; NaN where a figure is not defined.
+def at_threshold(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    threshold: float,
+    weights: ArrayLike | None = None,
+    prevalence: float | None = None,
+) -> dict[str, np.ndarray]:
+    """Work out the figures of the decision ``probability >= threshold``; NaN where a figure is not defined.
 
     Args:
         labels: (n,) 0 or 1.
@@ -60,8 +82,14 @@ def at_threshold(labels, probabilities, threshold, weights=None, prevalence=None
         }
 
 
-def threshold_free(labels, probabilities, weights=None) -> dict[str, np.ndarray]:
-    """auroc (ties count half), auprc (average precision), brier, ece (15 equal bins); shapes as in `at_threshold`."""
+def threshold_free(
+    labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
+    """Work out the figures that need no threshold; arguments and shapes as in `at_threshold`.
+
+    Returns:
+        auroc (ties count half), auprc (average precision), brier, ece (calibration error over 15 bins of equal width).
+    """
     labels, probabilities = np.asarray(labels, float), np.asarray(probabilities, float)
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     order = np.argsort(-probabilities, kind="stable")
@@ -80,8 +108,8 @@ def threshold_free(labels, probabilities, weights=None) -> dict[str, np.ndarray]
     return {"auroc": auroc, "auprc": auprc, "brier": brier, "ece": gap.sum(-1) / weights.sum(-1)}
 
 
-def family_weights(families, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
-    """Bootstrap weights (replicates, n): how often each image's family was drawn (cluster bootstrap)."""
+def family_weights(families: ArrayLike, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """Draw bootstrap weights (replicates, n): how often each picture's family was drawn (cluster bootstrap)."""
     names, index = np.unique(np.asarray(families), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1 / len(names)), replicates
@@ -89,23 +117,53 @@ def family_weights(families, replicates: int = REPLICATES, seed: int = 0) -> np.
     return draws[:, index].astype(float)
 
 
-def record(name: str, value, samples, n: int, families: int) -> dict:
-    """One number as it is stored: value, percentile interval, n and what was resampled. NaN becomes None.
+def record(name: str, value: float, samples: np.ndarray, n: int, families: int) -> Record:
+    """Make one number storable: value, percentile interval of the bootstrap samples (R,), n. NaN becomes None.
 
-    A share of exactly 0 or 1 does not vary between resamples; its open end is Clopper and Pearson's, counting families.
+    A share of exactly 0 or 1 does not vary between resamples; its interval is Clopper and Pearson's (Biometrika 26,
+    1934, 404-413), counting families.
     """
     samples = samples[np.isfinite(samples)]
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(samples) else (np.nan, np.nan)
-    if name in SHARES and families:
-        bound = ((1 - LEVEL) / 2) ** (1 / families)
-        low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound) if value == 0 else (low, high)
+    if name in SHARES and families and value in (0, 1):
+        low, high = binomtest(int(value) * families, families).proportion_ci(LEVEL, method="exact")
     numbers = {"value": value, "low": low, "high": high}
     numbers = {key: round(float(x), 6) if np.isfinite(x) else None for key, x in numbers.items()}
     return {"metric": name, **numbers, "n": int(n), "resampled": "family"}
 
 
-def figures(labels, probabilities, families, thresholds: dict[str, float], seed: int = 0) -> dict:
-    """Every figure of one part of the data, as `record`s.
+def mean(name: str, values: ArrayLike, families: ArrayLike, seed: int = 0) -> Record:
+    """Record the mean of values (n,), numbers or yes and no, with the interval of a family bootstrap."""
+    values, families = np.asarray(values, float), np.asarray(families)
+    if not len(values):
+        return record(name, np.nan, np.empty(0), 0, 0)
+    weights = family_weights(families, seed=seed)
+    samples = (weights @ values) / np.where(weights.sum(1) > 0, weights.sum(1), np.nan)
+    return record(name, float(values.mean()), samples, len(values), len(np.unique(families)))
+
+
+def interval(figure: Record, digits: int = 3, percent: bool = False, n: bool = False) -> str:
+    """Spell a record: ``0.931 (0.880 to 0.961)``, in per cent and with n if so wished; "not defined" without value."""
+
+    def spelt(x: float) -> str:
+        return f"{100 * x:.{digits}f} %" if percent else f"{x:.{digits}f}"
+
+    known = figure["low"] is not None
+    inside = [f"{spelt(figure['low'])} to {spelt(figure['high'])}" if known else "no interval"]
+    inside += [f"n = {figure['n']:,}"] if n else []
+    if figure["value"] is None:
+        return f"not defined (n = {figure['n']:,})" if n else "not defined"
+    return f"{spelt(figure['value'])} ({'; '.join(inside)})"
+
+
+def figures(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    families: ArrayLike,
+    thresholds: dict[str, float],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Work out every figure of one split of the data, as records.
 
     Returns:
         The threshold-free figures by name, ``n``/``positives``/``families`` counts, and under ``at`` for each
@@ -117,7 +175,7 @@ def figures(labels, probabilities, families, thresholds: dict[str, float], seed:
     everyone = np.ones(len(labels), bool)
     counted = {"sensitivity": labels == 1, "recall": labels == 1, "specificity": labels == 0}
 
-    def records(function, *args) -> dict:
+    def records(function: Callable[..., dict], *args: float) -> dict[str, Record]:
         value, samples = (
             function(labels, probabilities, *args),
             function(labels, probabilities, *args, weights),
@@ -137,9 +195,27 @@ def figures(labels, probabilities, families, thresholds: dict[str, float], seed:
     return result
 
 
-def paired_difference(labels, first, second, families, metric: str = "auroc", seed: int = 0) -> dict:
-    """Difference of a threshold-free figure, first minus second model on the same images, by a paired family
-    bootstrap; ``p`` is the two-sided bootstrap p-value."""
+def paired_difference(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    families: Sequence[str] | np.ndarray,
+    metric: str = "auroc",
+    seed: int = 0,
+) -> Record:
+    """Compare two models on the same pictures: first minus second, by a paired family bootstrap.
+
+    Args:
+        labels: (n,) 0 or 1.
+        first: (n,) P(COVID) of the first model.
+        second: (n,) P(COVID) of the second.
+        families: (n,).
+        metric: a figure of `threshold_free`.
+        seed: of the bootstrap.
+
+    Returns:
+        A record; its further entry ``p`` is the two-sided bootstrap p-value.
+    """
     weights = family_weights(families, seed=seed)
     value = threshold_free(labels, first)[metric] - threshold_free(labels, second)[metric]
     samples = threshold_free(labels, first, weights)[metric] - threshold_free(labels, second, weights)[metric]
@@ -148,28 +224,3 @@ def paired_difference(labels, first, second, families, metric: str = "auroc", se
     above = (np.sum(samples >= 0) + 1) / (len(samples) + 1)
     found = record(f"{metric} difference", value, samples, len(labels), len(set(families)))
     return {**found, "p": round(float(min(1, 2 * min(below, above))), 4)}
-
-
-class ScreeningMetrics(evaluate.Metric):
-    """All figures at once; ``compute(predictions=, references=, threshold=0.5, prevalence=None, families=None)``.
-
-    With ``families`` (one id an image) each figure is a record with its interval, else a plain number.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description="predictions: P(COVID) in 0..1; references: 0 (Non-COVID) or 1 (COVID).",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(self, predictions, references, threshold=0.5, prevalence=None, families=None):
-        if families is not None:
-            result = figures(references, predictions, families, {"threshold": threshold})
-            return {**result, **result.pop("at")["threshold"]}
-        found = threshold_free(references, predictions)
-        found |= at_threshold(references, predictions, threshold, prevalence=prevalence)
-        return {name: float(value) for name, value in found.items()}

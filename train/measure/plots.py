@@ -1,48 +1,61 @@
 """The measured figures as pictures: what people would rather see than read."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hub_model import evidence, heatmap, lungs
 from hub_model.hub_folder import COVID, LABELS, HubFolder
+from hub_model.whole import whole_file
 
-from .metrics import at_threshold, confusion, threshold_free
+from .metrics import confusion, threshold_free
 from .predict import Predictions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 COLOURS = {"validation": "#8a8f98", "test": "#0b6e99", LABELS[0]: "#4a7a46", LABELS[1]: "#b3402e"}
 RELIABILITY_BINS = 8
 WORST = 4
 
 
-def draw_all(folder: HubFolder, validation: Predictions, test: Predictions, test_part) -> list[Path]:
-    """Write plots/*.png into the hub folder: roc, precision_recall, reliability, scores, confusion, worst_errors."""
-    target = folder.path / "plots"
-    target.mkdir(exist_ok=True)
+def draw_all(folder: HubFolder, validation: Predictions, test: Predictions, split: "Dataset") -> list[Path]:
+    """Draw roc, precision_recall, reliability, scores, confusion and worst_errors into the hub folder's plots/."""
+    parts = {"validation": validation, "test": test}
     drawn = {
-        "roc": _curves({"validation": validation, "test": test}, roc=True),
-        "precision_recall": _curves({"validation": validation, "test": test}, roc=False),
-        "reliability": _reliability({"validation": validation, "test": test}),
+        "roc": _curves(parts, roc=True),
+        "precision_recall": _curves(parts, roc=False),
+        "reliability": _reliability(parts),
         "scores": _scores(folder, test),
         "confusion": _confusion(folder, test),
-        "worst_errors": _worst_errors(folder, test, test_part),
+        "worst_errors": _worst_errors(folder, test, split),
     }
-    files = []
-    for name, figure in drawn.items():
-        files.append(target / f"{name}.png")
-        figure.savefig(files[-1], dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return files
+    return [save(figure, folder.path / "plots" / f"{name}.png") for name, figure in drawn.items()]
 
 
-def _axes(title: str, x: str, y: str, size=(4.4, 4.2)):
-    figure = Figure(figsize=size)
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
+def save(figure: Figure, file: Path) -> Path:
+    """Write a figure as PNG, whole or not at all, and say nothing in it of the software of the day."""
+    with whole_file(file) as new:
+        figure.savefig(new, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return file
+
+
+def styled(axes: Axes, title: str, x: str, y: str, **settings: Any) -> Axes:
+    """Give axes the looks of all our plots: a title, named axes, a faint grid and no frame on the right or above."""
+    axes.set(title=title, xlabel=x, ylabel=y, **settings)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return axes
+
+
+def _axes(title: str, x: str, y: str, size: tuple[float, float] = (4.4, 4.2)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size)
+    return figure, styled(figure.subplots(), title, x, y)
 
 
 def _curves(parts: dict[str, Predictions], roc: bool) -> Figure:
@@ -53,15 +66,16 @@ def _curves(parts: dict[str, Predictions], roc: bool) -> Figure:
     )
     figure, axes = _axes(*titles)
     for name, found in parts.items():
-        probabilities = expit(found.margins)
-        cuts = np.r_[np.inf, np.unique(probabilities)[::-1]]
-        points = [at_threshold(found.labels, probabilities, cut) for cut in cuts]
-        y = [p["sensitivity" if roc else "precision"] for p in points]
-        x = [1 - p["specificity"] if roc else p["sensitivity"] for p in points]
+        probabilities = expit(found.log_odds)
+        if roc:
+            x, y, _ = roc_curve(found.labels, probabilities, drop_intermediate=False)
+        else:
+            y, x, _ = precision_recall_curve(found.labels, probabilities)
         kind = "auroc" if roc else "auprc"
         area = float(threshold_free(found.labels, probabilities)[kind])
         label = f"{name}: {kind.upper()} {area:.3f} (n = {len(found.labels)})"
-        axes.step(x, y, where="post", color=COLOURS[name], label=label)
+        # the area under the precision-recall curve is a sum of steps (average precision), that under ROC of trapezia
+        axes.plot(x, y, drawstyle="default" if roc else "steps-post", color=COLOURS[name], label=label)
     if roc:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
@@ -74,9 +88,9 @@ def _reliability(parts: dict[str, Predictions]) -> Figure:
     figure, axes = _axes("Reliability", "calibrated probability", "observed share of COVID")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect")
     for name, found in parts.items():
-        order = np.argsort(found.margins)
+        order = np.argsort(found.log_odds)
         bins = np.array_split(order, min(RELIABILITY_BINS, max(1, len(order) // 5)))
-        mean = [expit(found.margins[b]).mean() for b in bins]
+        mean = [expit(found.log_odds[b]).mean() for b in bins]
         share = [found.labels[b].mean() for b in bins]
         error = [1.96 * np.sqrt(s * (1 - s) / len(b)) for s, b in zip(share, bins, strict=True)]
         axes.errorbar(mean, share, error, fmt="o-", capsize=2, color=COLOURS[name], label=name, markersize=4)
@@ -85,8 +99,8 @@ def _reliability(parts: dict[str, Predictions]) -> Figure:
 
 
 def _scores(folder: HubFolder, test: Predictions) -> Figure:
-    figure, axes = _axes("Scores on the test part", "calibrated probability", "images", (5.6, 3.6))
-    probabilities = expit(test.margins)
+    figure, axes = _axes("Scores on the test split", "calibrated probability", "images", (5.6, 3.6))
+    probabilities = expit(test.log_odds)
     for index, label in enumerate(LABELS):
         values = probabilities[test.labels == index]
         axes.hist(
@@ -112,7 +126,7 @@ def _confusion(folder: HubFolder, test: Predictions) -> Figure:
     for axes, (name, point) in zip(
         np.atleast_1d(figure.subplots(1, len(points))), points.items(), strict=True
     ):
-        c = confusion(test.labels, expit(test.margins), point["threshold"])
+        c = confusion(test.labels, expit(test.log_odds), point["threshold"])
         table = np.array([[c["tn"], c["fp"]], [c["fn"], c["tp"]]])
         axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(table):
@@ -127,9 +141,9 @@ def _confusion(folder: HubFolder, test: Predictions) -> Figure:
     return figure
 
 
-def _worst_errors(folder: HubFolder, test: Predictions, part) -> Figure:
+def _worst_errors(folder: HubFolder, test: Predictions, split: "Dataset") -> Figure:
     """The most confident misses and false alarms, each with its heat map beside it."""
-    toward_error = np.where(test.labels == COVID, -test.margins, test.margins)
+    toward_error = np.where(test.labels == COVID, -test.log_odds, test.log_odds)
     figure = Figure(figsize=(2.1 * WORST, 9.2))
     grid = figure.subplots(4, WORST)
     for axes in grid.flat:
@@ -137,12 +151,13 @@ def _worst_errors(folder: HubFolder, test: Predictions, part) -> Figure:
     for block, label in enumerate((COVID, 1 - COVID)):
         rows = np.flatnonzero(test.labels == label)
         for column, index in enumerate(rows[np.argsort(-toward_error[rows])][:WORST]):
-            image = part[int(index)]["image"].convert("L")
+            image = split[int(index)]["image"].convert("L")
             box = folder.finder.find(image).box if folder.view == lungs.LUNGS else None
             shown = lungs.placed(evidence.heat_map(folder.model, folder.transform(image)[None]), box)
             grid[2 * block, column].imshow(image, cmap="gray", vmin=0, vmax=255, aspect="auto")
             grid[2 * block, column].set_title(
-                f"{LABELS[label]}, scored {expit(test.margins[index]):.2f}\n{test.sources[index]}", fontsize=8
+                f"{LABELS[label]}, scored {expit(test.log_odds[index]):.2f}\n{test.sources[index]}",
+                fontsize=8,
             )
             grid[2 * block + 1, column].imshow(heatmap.overlay(image, shown), aspect="auto")
     figure.suptitle("Lowest-scored COVID (above) and highest-scored Non-COVID (below)", fontsize=10)

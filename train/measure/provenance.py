@@ -1,55 +1,39 @@
-"""The data behind a run: the same parts that it was trained, calibrated and tested on, or a refusal."""
+"""The data behind a run: the same splits that it was trained, calibrated and tested on, or a refusal."""
 
-import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hub_model.hub_folder import HubFolder
 from hub_model.refused import Refused
 
-from ..data.dataset import load_data
+from ..data.dataset import Origin, is_prepared, open_data
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 
-class WrongData(Refused):
-    """Data that this run must not be evaluated on."""
+def data_of(folder: HubFolder, data: list[str]) -> tuple["DatasetDict", Origin]:
+    """Open DATA with the very splits that a run was trained on, and say where they come from.
 
-
-def split_of(folder: HubFolder) -> dict:
-    """What decided a run's split: ``seed``, ``split`` and ``families``, as `load_data` takes them."""
-    provenance = folder.screening.get("provenance", {})
-    usual = {"seed": 0, "split": "family", "families": "found"}
-    return usual | {key: provenance[key] for key in usual if key in provenance}
-
-
-def parts_of(folder: HubFolder, data: list[str]):
-    """DATA as a `DatasetDict` with the very parts that `folder` was trained on.
+    Prepared data say themselves how they were split; other data are split again as the run's provenance says.
 
     Raises:
-        WrongData: It was trained on other data, or on another split.
+        DataRefused: see `open_data`.
+        Refused: the run was trained on other data, or on another split.
     """
-    parts = load_data(data, modality=folder.modality, **split_of(folder))
-    known = folder.screening.get("provenance", {}).get("split_sha256")
-    if known not in (None, fingerprint(parts)["split_sha256"]):
-        raise WrongData(
+    provenance = folder.screening.get("provenance", {})
+    asked = {key: provenance[key] for key in ("seed", "split", "families") if key in provenance}
+    prepared = len(data) == 1 and is_prepared(Path(data[0]))
+    parts, origin = open_data(data, folder.modality, **({} if prepared else asked))
+    if provenance.get("split_sha256") not in (None, origin.split_sha256):
+        raise Refused(
             f"{folder.path} was trained on another split of the data, so images it learnt from may be in this test "
-            "part. Give the data that fit was given, to the version of covid-xct that fit it where families were found "
-            "by look; for new data, use `covid-xct score`, which never touches the calibration."
+            "split. Give the data that fit was given, to the version of covid-xct that fit it where families were "
+            "found by look; for new data, use `covid-xct score`, which never touches the calibration."
         )
-    return parts
+    return parts, origin
 
 
-def fingerprint(parts) -> dict[str, str]:
-    """SHA-256 of the pictures and of the split: which picture, label and family lies in which part."""
-    content, split = hashlib.sha256(), hashlib.sha256()
-    for name in sorted(parts):
-        columns = parts[name].select_columns(["path", "source", "label", "family"]).to_dict()
-        lines = sorted(zip(*(columns[key] for key in ("source", "path", "label", "family")), strict=True))
-        split.update(repr((name, lines)).encode())
-    for name in sorted(parts):
-        for row in parts[name].select_columns(["image"]).cast_column("image", _raw_image()):
-            content.update(hashlib.sha256(row["image"]["bytes"] or b"").digest())
-    return {"data_sha256": content.hexdigest(), "split_sha256": split.hexdigest()}
-
-
-def _raw_image():
-    import datasets
-
-    return datasets.Image(decode=False)
+def parts_of(folder: HubFolder, data: list[str]) -> "DatasetDict":
+    """Open DATA as `data_of` does, without saying where it comes from."""
+    return data_of(folder, data)[0]

@@ -18,6 +18,8 @@ from hub_model import __version__, hub_folder
 from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
+from ..measure.faithfulness import REPORT as FAITHFULNESS
+from ..measure.harmless import worst
 from .metadata import LICENCE, metadata, results
 from .origins import STARTING_POINTS, Collection, described
 from .wording import bounded, duration, figure, percent, spread
@@ -32,19 +34,23 @@ outbreak ward.
 """
 COIN = 0.5
 """AUROC of guessing."""
-PLOTS = ("roc", "precision_recall", "reliability", "scores", "confusion", "worst_errors")
+PLOTS = ("roc", "precision_recall", "reliability", "scores", "confusion", "worst_errors", "harmless_changes",
+         "faithfulness")  # fmt: skip
 CORE_WATTS, GPU_WATTS, OVERHEAD = 12.0, 300.0, 1.67
 """Power of a busy CPU core and of a GPU, and the world's mean overhead of a data centre (Lannelongue et al.
 2021, Green Algorithms, doi 10.1002/advs.202100707; the GPU figure is the board power of common data-centre
 cards).
 """
 AUDITS = {
+    "whole": "the whole picture",
+    "lungs_gone": "the picture with its lungs blacked out",
+    "lungs_only": "its lungs alone, all else blacked out",
     "borders_only": "its border alone, the middle blacked out",
     "centre_only": "its middle alone, the border blacked out",
     "coarse_only": "a coarse blur, in which no lung structure can be seen",
 }
 """What was left of a picture in an audit, in words; see `train.measure.audit`."""
-TOLD_AUDITS = ("changed", "thumbnail", "source", "unseen_source")
+TOLD_AUDITS = ("harmless", "changed", "thumbnail", "source", "unseen_source")
 """Audits that the letter has words for; others are listed as they are."""
 
 
@@ -154,6 +160,10 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "web": (run / "web" / "onnx" / "model.onnx").is_file(),
         "has_guard": (run / hub_folder.GUARD).is_file(),
         "guard": _guard(evaluation),
+        "promises": _promises(screening["operating_points"]),
+        "by_finding": evaluation.get("test_by_finding") or {},
+        "harmless": _harmless(evaluation, next(iter(screening["operating_points"]))),
+        "faithfulness": _faithfulness(run, evaluation),
     }
 
 
@@ -169,7 +179,7 @@ def _names(screening: dict, repo_id: str) -> dict[str, Any]:
 
 
 def _mixed(evaluation: dict) -> list[dict[str, Any]]:
-    """Sources with both labels in the test part: within them, knowing the source is of no use. `chance` where
+    """Sources with both labels in the test split: within them, knowing the source is of no use. `chance` where
     the interval of the AUROC reaches down to a coin's.
     """
     return [
@@ -214,7 +224,29 @@ def _guard(evaluation: dict) -> dict[str, Any]:
             for name, record in guard["false_refusals_by_source"].items()
         },
         "caught": {kind: bounded(record, record["n"]) for kind, record in guard["caught"].items()},
+        "unseen_source": guard.get("unseen_source"),
     }
+
+
+def _promises(points: dict[str, dict]) -> list[dict[str, Any]]:
+    """What the operating points promise, or cannot; empty for folders written before they promised anything."""
+    return [{"point": name, **told} for name, row in points.items() if (told := row.get("promise"))]
+
+
+def _harmless(evaluation: dict, point: str) -> dict[str, Any] | None:
+    """The figures of harmless changes, with the rows that flip more than is accepted and the worst of all."""
+    measured = (evaluation.get("audits") or {}).get("harmless")
+    if not measured:
+        return None
+    above = [row for row in measured["rows"] if (row["flips"][point]["value"] or 0) > row["limit"]]
+    return {**measured, "above": above, "worst": worst(measured, point)}
+
+
+def _faithfulness(run: Path, evaluation: dict) -> dict[str, Any] | None:
+    """What `faithfulness` measured of the heat maps of these very weights; None where it did not."""
+    file = run / FAITHFULNESS
+    told = hub_folder.read_json(file) if file.is_file() else {}
+    return told if told.get("weights_sha256") == evaluation["weights_sha256"] else None
 
 
 def _evaluation(run: Path, screening: dict) -> dict:
@@ -261,13 +293,13 @@ def records(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]
 
 
 def _predictive(evaluation: dict, point: str) -> list[dict[str, Any]]:
-    """PPV and NPV at assumed prevalences, from the sensitivity and specificity of the test part (Bayes'
+    """PPV and NPV at assumed prevalences, from the sensitivity and specificity of the test split (Bayes'
     theorem): value, and with both at the lower and at the upper end of their intervals.
     """
     at = evaluation["test"]["at"][point]
     if at["sensitivity"]["value"] is None or at["specificity"]["value"] is None:
         raise Refused(
-            "The test part lacks a class, so sensitivity or specificity is not defined. Give more data."
+            "The test split lacks a class, so sensitivity or specificity is not defined. Give more data."
         )
     rows = []
     for prior in PREVALENCES:

@@ -76,7 +76,7 @@ def results(known: dict[str, Any]) -> str:
     entries = [
         EvalResultEntry(
             dataset_id=known["dataset"] or _local_name(known), task_id=name, value=record["value"],
-            notes=f"test part, 95 % interval {record['low']} to {record['high']}, n = {record['n']}, "
+            notes=f"test split, 95 % interval {record['low']} to {record['high']}, n = {record['n']}, "
             f"families resampled{where}; {sources}weights {evaluation['weights_sha256'][:12]}, data "
             f"{evaluation['data']['data_sha256'][:12]}",
         )

@@ -49,7 +49,7 @@ def export(
 
     Raises:
         FolderRefused: RUN is no hub folder.
-        WrongData: DATA is not what RUN was trained on, so that its validation split may hold other images.
+        Refused: DATA is not what RUN was trained on, so that its validation split may hold other images.
         Failed: the file disagrees with the network; then RUN/web stays as it was.
         OSError: the folder cannot be written.
     """

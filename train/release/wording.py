@@ -1,9 +1,10 @@
 """Figures as the card writes them: three decimals or per cent, with interval and n."""
 
-from collections.abc import Callable
 from typing import Any
 
 from scipy.stats import binomtest
+
+from ..measure.metrics import interval
 
 
 def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:
@@ -23,13 +24,13 @@ def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:
 
 def figure(record: dict[str, Any]) -> str:
     """Spell a record out: value and interval with three decimals, and n."""
-    return _worded(record, lambda x: f"{x:.3f}")
+    return interval(record, n=True)
 
 
 def percent(record: dict[str, Any] | float | None) -> str:
     """Spell a share out in per cent; that of a record with its interval and n."""
     if isinstance(record, dict):
-        return _worded(record, _share)
+        return interval(record, 1, percent=True, n=True)
     return "not defined" if record is None else _share(record)
 
 
@@ -48,12 +49,3 @@ def duration(hours: float) -> str:
 
 def _share(x: float) -> str:
     return f"{x:.1%}".replace("%", " %")
-
-
-def _worded(record: dict[str, Any], spell: Callable[[float], str]) -> str:
-    if record["value"] is None:
-        return f"not defined (n = {record['n']:,})"
-    interval = (
-        "no interval" if record["low"] is None else f"{spell(record['low'])} to {spell(record['high'])}"
-    )
-    return f"{spell(record['value'])} ({interval}; n = {record['n']:,})"

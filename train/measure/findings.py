@@ -1,0 +1,71 @@
+"""What pictures without COVID show instead, where their collection says so: a test errs more on some than on others."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import expit
+
+from .metrics import mean
+from .predict import Predictions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+WORDS = {
+    "no finding": ("no finding", "normal", "healthy", "no findings"),
+    "tuberculosis": ("tuberculosis", "tb"),
+    "pneumonia": ("pneumonia", "viral pneumonia", "bacterial pneumonia", "lung opacity", "consolidation"),
+}
+"""Findings that are told apart, each with what collections call it; anything else that is named is "other"."""
+OTHER = "other"
+MIN_PICTURES = 10
+"""Findings of fewer test pictures get no figures of their own."""
+
+
+def of_rows(split: "Dataset") -> np.ndarray:
+    """Group what the collections say of each picture (n,): a key of `WORDS`, "other", or "" where they say nothing."""
+    columns = [name for name in ("finding", "finding_detail") if name in split.column_names]
+    told = zip(*(split[name] for name in columns), strict=True) if columns else [()] * len(split)
+    return np.array([group(*words) for words in told])
+
+
+def group(finding: str | None = "", detail: str | None = "") -> str:
+    """Group a finding; its detail decides where it names one of `WORDS`, as in "Other" with "tuberculosis"."""
+    for said in (detail, finding):
+        plain = (said or "").strip().casefold()
+        for name, words in WORDS.items():
+            if plain in words:
+                return name
+    return OTHER if (finding or "").strip() else ""
+
+
+def by_finding(
+    found: Predictions, findings: np.ndarray, points: dict[str, dict], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Work out the specificity at each operating point for every finding among the pictures without COVID.
+
+    Args:
+        found: predictions of the test split.
+        findings: (n,) as `of_rows` gives them.
+        points: operating points by name.
+        seed: of the bootstrap.
+
+    Returns:
+        By finding: ``n``, ``families``, and ``at``, operating point -> ``specificity`` as a record. The sensitivity is
+        that of the whole test split. Empty where no collection says what its pictures show.
+    """
+    result = {}
+    for name in (*WORDS, OTHER):
+        mask = (findings == name) & (found.labels == 0)
+        if mask.sum() < MIN_PICTURES:
+            continue
+        probabilities, families = expit(found.log_odds[mask]), found.families[mask]
+        result[name] = {
+            "n": int(mask.sum()),
+            "families": len(np.unique(families)),
+            "at": {
+                point: {"specificity": mean("specificity", probabilities < row["threshold"], families, seed)}
+                for point, row in points.items()
+            },
+        }
+    return result
