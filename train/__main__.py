@@ -5,8 +5,9 @@ usage.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -45,19 +46,22 @@ VERBS = {
 class Verbs(typer.core.TyperGroup):
     """Imports a verb's module when that verb is run: neither the help nor another verb waits for it."""
 
-    def list_commands(self, ctx):
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Name the verbs, in the order of `VERBS`."""
         return list(VERBS)
 
-    def get_command(self, ctx, name):
+    def get_command(self, ctx: typer.Context, name: str) -> Any:
+        """Make a stand-in with a verb's line of help."""
         return _command(name, lambda: None, help=VERBS[name].help) if name in VERBS else None
 
-    def resolve_command(self, ctx, args):
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str, Any, list[str]]:
+        """Import the verb that is to be run."""
         name, _, rest = super().resolve_command(ctx, args)
         module, function = VERBS[name].place.split(":")
         return name, _command(name, getattr(import_module(f".{module}", __package__), function)), rest
 
 
-def _command(name, function, **settings):
+def _command(name: str, function: Callable[..., Any], **settings: Any) -> Any:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name, **settings)(function)
     return typer.main.get_command(single)

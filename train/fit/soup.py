@@ -5,7 +5,7 @@ about as well as their ensemble, at the cost of one network (model soup, Wortsma
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -18,6 +18,9 @@ from hub_model.refused import Refused
 from ..measure.metrics import figures
 from ..measure.predict import predict
 from ..measure.provenance import parts_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def soup(
@@ -62,7 +65,7 @@ def soup(
 
 
 def mean_weights(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each floating tensor, added up in float64; counters are those of the first."""
+    """Average each floating tensor, added up in float64; counters are those of the first."""
     return {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype)
         if tensor.is_floating_point()
@@ -96,14 +99,16 @@ def _check(folders: list[HubFolder]) -> None:
                 )
 
 
-def _auroc(folder: HubFolder, part) -> dict:
-    told = predict(folder, part, folder.path.name)
+def _auroc(folder: HubFolder, validation: "Dataset") -> dict[str, Any]:
+    told = predict(folder, validation, folder.path.name)
     return figures(told.labels, expit(told.log_odds), told.families, {})["auroc"]
 
 
 def _provenance(folders: list[HubFolder], found: dict[str, dict], out: str) -> dict:
-    """Of the first run, its history replaced by the mean's own figure, and what went into the mean: settings that
-    differ, and seconds in all."""
+    """Say what went into the mean: the first run's provenance, settings that differ, and the seconds of all.
+
+    The history of the first run gives place to the mean's own figure.
+    """
     each = [folder.screening["provenance"] for folder in folders]
     shared = {key: value for key, value in each[0].items() if key not in ("history", "training")}
     members = [

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,13 +25,13 @@ def keep_memory() -> None:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16: AVX-512's, AMX's or ARM's."""
+    """Say whether this machine's CPU has instructions for bfloat16: AVX-512's, AMX's or ARM's."""
     told = torch.cpu.get_capabilities()
     return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def faster_in_bf16(network: nn.Module) -> bool:
-    """Whether this machine's CPU trains the network faster in bfloat16.
+    """Say whether this machine's CPU trains the network faster in bfloat16.
 
     It does where it multiplies bfloat16 itself and every convolution is dense: `covid_cnn_1` became 1.8 times as fast
     (docs/measured/throughput.json), the depthwise ones of MobileNetV2 a quarter slower. Weights, loss and optimiser
@@ -41,8 +42,10 @@ def faster_in_bf16(network: nn.Module) -> bool:
 
 
 def arrange(network: nn.Module, bf16: bool) -> nn.Module:
-    """Lay the network out as this machine trains it fastest: channels last, and gradients of kernels from copies where
-    the CPU has AVX2 and no more. In place; parameters keep their names."""
+    """Lay the network out as this machine trains it fastest, in place; parameters keep their names.
+
+    That is with channels last and, where the CPU has AVX2 and no more, with gradients of kernels from copies.
+    """
     told = torch.cpu.get_capabilities()
     if told.get("avx2") and not told.get("avx512_f") and not bf16 and not torch.cuda.is_available():
         for module in filter(_gains_by_copies, network.modules()):
@@ -83,17 +86,21 @@ class _Conv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """oneDNN's AVX2 code computes the gradient of a kernel half as fast with channels last as with channels first, and
-    the convolution itself twice as fast: each gets its own layout."""
+    """Compute a convolution with channels last and the gradient of its kernel with channels first.
+
+    oneDNN's AVX2 code computes the former twice as fast so, and the latter half as fast.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *geometry):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         return F.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_input, *of_parameters = ctx.needs_input_grad[:3]
         rest = ([weight.shape[0]], *ctx.geometry, False, [0, 0], 1)

@@ -1,4 +1,4 @@
-"""What transformers' Trainer needs to train by a recipe: images, batches, loss, order, moving average, stopping."""
+"""transformers' Trainer by a recipe: loss, learning rates, moving average, stopping, and checkpoints that are whole."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from timm.models import group_parameters
 from timm.utils import ModelEmaV3
 from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from hub_model.refused import Failed
 
@@ -33,8 +35,12 @@ class TrainingFailed(Failed):
 
 
 @contextlib.contextmanager
-def saving(args, state) -> Iterator[Path]:
-    """The folder of the checkpoint that is being saved; where the disk is full, it goes and those before it stay."""
+def saving(args: TrainingArguments, state: TrainerState) -> Iterator[Path]:
+    """Yield the folder of the checkpoint that is being saved.
+
+    Raises:
+        TrainingFailed: the disk is full; then this checkpoint is removed, and those before it stay.
+    """
     folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     try:
         yield folder
@@ -49,7 +55,7 @@ def saving(args, state) -> Iterator[Path]:
 class RecipeTrainer(Trainer):
     """transformers' Trainer with a recipe's loss, order of images, learning rates and moving average."""
 
-    def __init__(self, *args, recipe: Recipe, batches: Batches, **kwargs) -> None:
+    def __init__(self, *args: Any, recipe: Recipe, batches: Batches, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recipe, self.batches = recipe, batches
         self.average: ModelEmaV3 | None = None
@@ -60,7 +66,8 @@ class RecipeTrainer(Trainer):
         """The timm network, out of its wrappers."""
         return self.accelerator.unwrap_model(self.model).timm_model
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Load validation images as they are: only training images are changed."""
         collate, self.data_collator = (
             self.data_collator,
             Batches(self.batches.pretrained_cfg, self.batches.modality),
@@ -70,15 +77,16 @@ class RecipeTrainer(Trainer):
         finally:
             self.data_collator = collate
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.recipe.balance is None else self.sampler()
 
     def sampler(self) -> BalancedSampler:
-        """The balanced order of the training images."""
+        """Make the balanced order of the training images."""
         images = self.train_dataset
         return BalancedSampler(images.labels, images.sources, self.recipe.balance == "source", self.args.seed)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make Adam, or AdamW where weights decay, with the recipe's learning rates."""
         if self.optimizer is None:
             groups = parameter_groups(self.network, self.recipe)
             adam = torch.optim.AdamW if self.recipe.weight_decay else torch.optim.Adam
@@ -92,7 +100,18 @@ class RecipeTrainer(Trainer):
             )
         return self.optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the cross-entropy with the targets, and the recipe's penalty on weights.
+
+        Raises:
+            TrainingFailed: the loss is no finite number.
+        """
         if model.training:
             self._freeze_norms()
         outputs = model(pixel_values=inputs["pixel_values"])
@@ -112,26 +131,28 @@ class RecipeTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _freeze_norms(self) -> None:
-        """Batch norm of frozen stages, and every other in the first epochs, keeps the statistics it came with: those of
-        a small batch of a new kind of picture are too rough while the head is still settling."""
+        """Keep the batch-norm statistics of frozen stages, and in the first epochs those of all stages, as they came.
+
+        The statistics of a small batch of a new kind of picture are too rough while the head is still settling.
+        """
         early = (self.state.epoch or 0) < self.recipe.freeze_norms
         for module in self.network.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.train(not early and module.weight.requires_grad)
 
-    def _penalty(self):
-        """Keras' L2: the coefficient times the sum of squares of each named kernel, in the loss itself."""
+    def _penalty(self) -> torch.Tensor | float:
+        """Compute Keras' L2 penalty: the coefficient times the sum of squares of each named kernel."""
         if not self.recipe.l2:
             return 0.0
         named = dict(self.network.named_parameters())
         return self.recipe.l2 * sum(named[name].square().sum() for name in self.recipe.l2_kernels)
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with saving(self.args, self.state):
             super()._save_checkpoint(model, trial)
 
-    def evaluate(self, *args, **kwargs):
-        """Evaluates the moving average where the recipe keeps one: it is what will be shipped."""
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the moving average where the recipe keeps one: it is what will be shipped."""
         if self.average is None:
             return super().evaluate(*args, **kwargs)
         own = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -143,12 +164,12 @@ class RecipeTrainer(Trainer):
 
 
 def stage_of(network: torch.nn.Module) -> dict[str, int]:
-    """Parameter name -> how deep its stage lies, 0 being the stem; the head's is the highest (timm's own grouping)."""
+    """Say of each parameter, by name, how deep its stage lies by timm's grouping: from 0, the stem, to the head."""
     return group_parameters(network, network.group_matcher(coarse=True), reverse=True)
 
 
-def parameter_groups(network: torch.nn.Module, recipe: Recipe) -> list[dict]:
-    """Parameter groups: a learning rate for each stage, no weight decay on norms and biases, frozen stages left out."""
+def parameter_groups(network: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Give each stage its learning rate, norms and biases no weight decay; leave frozen stages out."""
     head = {id(p) for p in network.get_classifier().parameters()}
     stages = stage_of(network)
     deepest = max(stages.values())
@@ -171,21 +192,27 @@ def parameter_groups(network: torch.nn.Module, recipe: Recipe) -> list[dict]:
 
 
 class Average(TrainerCallback):
-    """Keeps an exponential moving average of the weights and stores it in each checkpoint."""
+    """Keep an exponential moving average of the weights and store it in each checkpoint."""
 
     def __init__(self, trainer: RecipeTrainer, decay: float) -> None:
         self.trainer, self.decay = trainer, decay
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.average = ModelEmaV3(self.trainer.network, decay=self.decay, use_warmup=True)
         last = last_complete(Path(args.output_dir))
         if last and state.global_step:
             self.trainer.average.module.load_state_dict(load_file(last / AVERAGE))
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.average.update(self.trainer.network, step=state.global_step)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             tensors = {k: v.contiguous().clone() for k, v in self.trainer.average.module.state_dict().items()}
             with saving(args, state) as folder:
@@ -193,7 +220,7 @@ class Average(TrainerCallback):
 
 
 class Complete(TrainerCallback):
-    """Marks a checkpoint as whole, last of all, so that a killed save is never resumed from.
+    """Mark a checkpoint as whole, last of all, so that a killed save is never resumed from.
 
     Attributes:
         seconds: that training has taken so far, over all resumptions.
@@ -207,7 +234,9 @@ class Complete(TrainerCallback):
     def seconds(self) -> float:
         return round(self.earlier + time.monotonic() - self.started, 1)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             told = {"step": state.global_step, "seconds": self.seconds}
             with saving(args, state) as folder:
@@ -215,13 +244,15 @@ class Complete(TrainerCallback):
 
 
 class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
-    """Keras' EarlyStopping on the accuracy of the training batches, as the documented baseline used it."""
+    """Stop on the accuracy of the training batches, as Keras' EarlyStopping in the documented baseline did."""
 
     def __init__(self, trainer: RecipeTrainer, min_delta: float, patience: int) -> None:
         self.trainer, self.min_delta, self.patience = trainer, min_delta, patience
         self.best, self.waited = -math.inf, 0
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         counts = torch.tensor([[self.trainer.hits, self.trainer.seen]], device=args.device)
         hits, seen = self.trainer.accelerator.gather(counts).sum(0).tolist()
         self.trainer.hits = self.trainer.seen = 0
@@ -232,7 +263,7 @@ class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
             control.should_training_stop |= self.waited >= self.patience
         return control
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return {
             "args": {"min_delta": self.min_delta, "patience": self.patience},
             "attributes": {"best": self.best, "waited": self.waited},
@@ -240,9 +271,16 @@ class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
 
 
 class Progress(ProgressCallback):
-    """The Trainer's bar, with one readable line an epoch."""
+    """Show the Trainer's bar, with one readable line an epoch."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.is_world_process_zero and self.training_bar is not None and "eval_auroc" in (logs or {}):
             self.training_bar.write(
                 f"epoch {state.epoch:5.1f}  validation: AUROC {logs['eval_auroc']:.3f}  sensitivity "
@@ -251,20 +289,20 @@ class Progress(ProgressCallback):
             )
 
 
-def validation_figures(prediction) -> dict[str, float]:
-    """Trainer's compute_metrics: AUROC, and sensitivity, specificity and accuracy at 0.5."""
+def validation_figures(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute, for the Trainer, AUROC, and sensitivity, specificity and accuracy at a probability of 0.5."""
     logits, labels = prediction.predictions, prediction.label_ids
     labels = labels[0] if isinstance(labels, tuple) else labels
-    margins = (logits[:, 1] - logits[:, 0]).astype(float)
-    found = at_threshold(labels, margins, 0.0)
+    log_odds = (logits[:, 1] - logits[:, 0]).astype(float)
+    found = at_threshold(labels, log_odds, 0.0)
     return {
-        "auroc": float(threshold_free(labels, 1 / (1 + np.exp(-margins)))["auroc"]),
+        "auroc": float(threshold_free(labels, 1 / (1 + np.exp(-log_odds)))["auroc"]),
         **{name: float(found[name]) for name in ("sensitivity", "specificity", "accuracy")},
     }
 
 
 def last_complete(checkpoints: Path) -> Path | None:
-    """The last whole checkpoint; half-written ones are removed."""
+    """Find the last whole checkpoint, and remove those that were cut short."""
     for folder in checkpoints.glob("checkpoint-*"):
         if not (folder / COMPLETE).is_file():
             shutil.rmtree(folder)
@@ -273,7 +311,7 @@ def last_complete(checkpoints: Path) -> Path | None:
 
 
 def best_network(trainer: RecipeTrainer) -> torch.nn.Module:
-    """The network as the recipe keeps it: of the best epoch on validation, or of the last."""
+    """Load the network as the recipe keeps it: of the best epoch on validation, or of the last."""
     network = trainer.network
     if trainer.recipe.keep == "last":
         if trainer.average is not None:
@@ -288,9 +326,9 @@ def best_network(trainer: RecipeTrainer) -> torch.nn.Module:
     return network.eval()
 
 
-def history(trainer: RecipeTrainer) -> list[dict]:
-    """One row an epoch: epoch, loss, and the validation figures."""
-    rows: dict[float, dict] = {}
+def history(trainer: RecipeTrainer) -> list[dict[str, float]]:
+    """List epoch, loss and validation figures, one row an epoch."""
+    rows: dict[float, dict[str, float]] = {}
     for entry in trainer.state.log_history:
         row = rows.setdefault(round(entry["epoch"], 2), {"epoch": round(entry["epoch"], 2)})
         for key in ("loss", "eval_loss", "eval_auroc", "eval_sensitivity", "eval_specificity"):

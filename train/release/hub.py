@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,9 @@ from hub_model.refused import Failed, Refused
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
+T = TypeVar("T")
 HUB_OWN = (".gitattributes",)
 MADE_WITH = (*HUB_OWN, "README.md")
 """What the Hub puts into a repository that was made by hand."""
@@ -40,7 +42,7 @@ class _Lost(Exception):
 
 
 def collected(folder: Path, allowed: Iterable[str], links: bool = False) -> dict[str, Content]:
-    """Files of a folder that match a pattern, by path; `links` are taken only from the Hub's own cache."""
+    """List the files of a folder that match a pattern, by path; `links` are taken only from the Hub's own cache."""
     found = sorted(f for f in folder.rglob("*") if f.is_file() and (links or not f.is_symlink()))
     names = {f.relative_to(folder).as_posix(): f for f in found}
     return {name: file for name, file in names.items() if matches(name, allowed)}
@@ -51,8 +53,9 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_traces(files: dict[str, Content], *own: Path) -> None:
-    """Refuses files that name a folder of this machine: `own`, or one that looks like it (data and WebAssembly,
-    which name those of their makers, aside).
+    """Refuse files that name a folder of this machine: `own`, or one that looks like it.
+
+    Data and WebAssembly name folders of their makers and are left alone.
 
     Raises:
         Refused: one does.
@@ -271,8 +274,8 @@ class Target:
                 f"Say `hf repos tag create {self.repo_id} {self.tag} --revision {commit} --type {self.kind}`."
             ) from error
 
-    def _call(self, action: Callable):
-        """Run a request; its failures become sentences."""
+    def _call(self, action: Callable[[], T]) -> T:
+        """Run a request, and make sentences of its failures."""
         from huggingface_hub.errors import HFValidationError
 
         try:
@@ -285,7 +288,7 @@ class Target:
                 "the network and that HF_HUB_OFFLINE is not set, then run the same command again."
             ) from error.__cause__
 
-    def _once(self, action: Callable):
+    def _once(self, action: Callable[[], T]) -> T:
         """Run a request.
 
         Raises:
@@ -305,7 +308,7 @@ class Target:
                 raise self._refusal(reason) from reason
             raise _Lost from reason
 
-    def _refusal(self, error) -> Refused:
+    def _refusal(self, error: "HfHubHTTPError") -> Refused:
         status = error.response.status_code
         said = (error.server_message or str(error)).strip().splitlines()[0]
         what = {
