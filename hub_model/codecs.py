@@ -89,6 +89,10 @@ def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np
     """JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
     import imagecodecs
 
+    if syntax in JPEG_LS and not frame.rstrip(b"\0").endswith(
+        b"\xff\xd9"
+    ):  # CharLS looks for what was cut off for seconds
+        raise StreamRefused("the end is missing")
     values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg8_decode(frame)
     if values.shape[:2] != (image.Rows, image.Columns):
         raise StreamRefused("decoded to another size")

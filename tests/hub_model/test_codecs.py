@@ -134,6 +134,13 @@ def test_streams_of_another_size_are_refused(tmp_path, syntax):
         assert seconds(path, "cannot be decoded") < 5
 
 
+def test_a_stream_that_is_cut_short_is_refused_at_once(tmp_path):
+    for syntax in ("1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80"):
+        whole = WAYS[syntax](FILM)
+        path = compressed(tmp_path / "a.dcm", syntax, whole[: len(whole) // 2])
+        assert seconds(path, "cannot be decoded") < 2
+
+
 def test_bombs(tmp_path):
     """80 MB of run lengths for a small picture; a large JPEG 2000 or JPEG behind a small header; deflated zeros."""
     runs = b"\x81\0" * 20_000_000
