@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from .graph_check import check_graph
-from .layout import COVID, WEIGHTS, Tensors
+from .layout import COVID, WEIGHTS, FolderRefused, Tensors
 from .refused import Refused
 
 if TYPE_CHECKING:
@@ -43,65 +43,104 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """What ONNX Runtime calls a device."""
 
 
-class OnnxRuntime:
-    """ONNX Runtime on the graph ``model.onnx`` and the weights it refers to.
+class Session:
+    """A session of ONNX Runtime that survives a fork of the process.
 
     Args:
-        graph: contents of ``model.onnx``.
-        weights: ``model.safetensors``; the runtime is handed these bytes and opens no file itself.
+        graph: an ONNX graph that `graph_check` has accepted.
+        weights: what it refers to; the runtime is handed these bytes and opens no file itself.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: of the processor for one batch; by default all cores.
+        file: the name by which the graph refers to the weights.
+
+    Raises:
+        BackendRefused: no such device here.
+        FolderRefused: ONNX Runtime cannot run the graph.
+    """
+
+    def __init__(
+        self,
+        graph: bytes,
+        weights: Tensors,
+        device: str = "cpu",
+        threads: int | None = None,
+        file: str = WEIGHTS,
+    ) -> None:
+        self._given = (graph, weights, device, threads, file)
+        self._session, self._process = self._started(), os.getpid()
+        self.shapes = {
+            one.name: one.shape for one in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
+
+    def _started(self):
+        import onnxruntime
+
+        graph, weights, device, threads, file = self._given
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of constants that it could not fold ahead
+        options.intra_op_num_threads = threads or 0
+        # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        content = weights.content
+        options.add_external_initializers_from_files_in_memory([file], [content], [len(content)])
+        provider = _provider(device)
+        try:
+            session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's own have no base in common
+            raise FolderRefused(
+                f"ONNX Runtime {onnxruntime.__version__} cannot run the graph: {str(error).strip().splitlines()[0]} "
+                "Fetch the folder again, or update onnxruntime."
+            ) from error
+        if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
+            raise BackendRefused(
+                f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
+                "version. Use device='cpu', or backend='torch' with torch for this device."
+            )
+        return session
+
+    def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs by name for inputs by name."""
+        if os.getpid() != self._process:  # after a fork the threads of the session are not there
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # taking it down would wait for them
+            self._session, self._process = self._started(), os.getpid()
+        return self._session.run(outputs, feed)
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the graph ``model.onnx`` and the weights it refers to; arguments and refusals of `Session`.
 
     Raises:
         FolderRefused: the graph is not accepted (`graph_check`).
-        BackendRefused: no such device here.
     """
 
     def __init__(
         self, graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None
     ) -> None:
         check_graph(graph, weights)
-        self._given = (graph, weights, device, threads)
-        self._session, self._process = self._started(), os.getpid()
+        self._session = Session(graph, weights, device, threads)
 
-    def _started(self):
-        return started(*self._given)
+    def check_shapes(self, size: list[int], features: int | None) -> None:
+        """Refuse a graph for pictures of another size, or with another number of guard features than the guard has.
+
+        Raises:
+            FolderRefused: as said.
+        """
+        shapes = {name: list(shape)[1:] for name, shape in self._session.shapes.items()}
+        wanted = {"pixel_values": list(size), "logits": [2], "features": [features]}
+        if features is None:
+            wanted["features"] = shapes.get("features")
+        found = {name: shapes.get(name) for name in wanted}
+        if found != wanted or len(shapes.get("heatmap", ())) != 2:
+            raise FolderRefused(
+                f"The graph takes and gives {shapes}; this folder needs {wanted} and a heatmap. Graph, configuration "
+                "and guard do not belong together; fetch the folder again."
+            )
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
-        if os.getpid() != self._process:  # after a fork the threads of the session are not there
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # taking it down would wait for them
-            self._session, self._process = self._started(), os.getpid()
         logits, heat, features = self._session.run(
             ["logits", "heatmap", "features"], {"pixel_values": pixels}
         )
         return View(logits, heat if heat_maps else heat[:, :0, :0], features)
-
-
-def started(
-    graph: bytes, weights: Tensors, device: str = "cpu", threads: int | None = None, file: str = WEIGHTS
-):
-    """A session of ONNX Runtime on a graph and the weights it refers to, by the name `file`; the other arguments are
-    those of `OnnxRuntime`.
-
-    Raises:
-        BackendRefused: no such device here.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of constants that it could not fold ahead
-    options.intra_op_num_threads = threads or 0
-    # waiting threads sleep: others decode the next pictures meanwhile, and laptops keep cool
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    content = weights.content
-    options.add_external_initializers_from_files_in_memory([file], [content], [len(content)])
-    session = onnxruntime.InferenceSession(graph, options, providers=[_provider(device)])
-    if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
-        raise BackendRefused(
-            f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
-            "version. Use device='cpu', or backend='torch' with torch for this device."
-        )
-    return session
 
 
 def _provider(device: str) -> str | tuple[str, dict[str, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import evidence, network
-from .backends import OnnxRuntime, TorchNetwork, View, started
+from .backends import OnnxRuntime, Session, TorchNetwork, View
 from .layout import COVID, WEIGHTS, FolderRefused, Tensors
 
 OPSET = 20
@@ -98,7 +98,7 @@ def plain_graph(
     with torch.no_grad():
         expected = module(some).numpy()
     difference = np.abs(
-        started(graph, weights, file=file).run(None, {given: some.numpy()})[0] - expected
+        Session(graph, weights, file=file).run([answer], {given: some.numpy()})[0] - expected
     ).max()
     if not difference <= max(MAX_DIFFERENCE.values()):
         raise FolderRefused(

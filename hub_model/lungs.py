@@ -253,20 +253,20 @@ def load(path: str | os.PathLike) -> LungFinder | None:
             f"{path / SETTINGS} is of another layout; expected format {FORMAT} and a side of {SIDE} pixels. A newer "
             "covid-xct may read it."
         )
+    if settings.get("modality") not in layout.MODALITIES:
+        raise LungsRefused(f"{path / SETTINGS} does not say of which modality it is. Fetch the folder again.")
     try:
-        session = backends.started(graph, weights, file=WEIGHTS)
-        outline = session.get_outputs()[0].shape[1:]
-    except Exception as error:  # ONNX Runtime's own have no base in common
-        raise LungsRefused(
-            f"{path / GRAPH} does not run: {str(error).splitlines()[0]} Fetch the folder again."
-        ) from error
-    if outline != [1, SIDE, SIDE]:
+        # one thread: the network is small, and several pictures are read at once
+        session = backends.Session(graph, weights, threads=1, file=WEIGHTS)
+    except layout.FolderRefused as error:
+        raise LungsRefused(f"{path / GRAPH} does not run. {error}") from error
+    if [list(session.shapes.get(name, ()))[1:] for name in ("pictures", "outlines")] != [[1, SIDE, SIDE]] * 2:
         raise LungsRefused(
             f"{path / GRAPH} gives no outlines of {SIDE} pixels a side. Fetch the folder again."
         )
 
     def run(pictures: np.ndarray) -> np.ndarray:
-        return session.run(None, {"pictures": pictures})[0]
+        return session.run(["outlines"], {"pictures": pictures})[0]
 
     return LungFinder(run, settings["modality"])
 

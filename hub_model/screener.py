@@ -172,6 +172,9 @@ class Screener:
         self._guard = Guard.of(folder)
         self._pixels = preprocessing(folder.config)
         self._network = _started(folder, backend, device)
+        if isinstance(self._network, OnnxRuntime):
+            width = None if folder.guard is None else len(folder.guard["mean"])
+            self._network.check_shapes(folder.config["pretrained_cfg"]["input_size"], width)
 
     @classmethod
     def from_pretrained(

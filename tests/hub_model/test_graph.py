@@ -26,7 +26,7 @@ def graph(folder) -> onnx.ModelProto:
 
 
 def test_the_embedded_graphs_hold_no_weights_and_no_paths(folder, graph):
-    onnx.checker.check_model(graph.SerializeToString(), full_check=False)
+    onnx.checker.check_model(folder.path / "model.onnx")
     inside = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     assert inside < 10_000
     external = [tensor for tensor in graph.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
@@ -153,7 +153,7 @@ def test_a_graph_that_asks_for_more_is_refused(folder, graph, damage):
     "content", [b"", b"\xff" * 50, b"\x3a\xff\xff\xff\xff\x0f", b"\x0b\x0c", b"no graph at all"]
 )
 def test_what_is_no_graph_is_refused(folder, content):
-    with pytest.raises(FolderRefused, match=r"model\.onnx is not accepted"):
+    with pytest.raises(FolderRefused, match="is not accepted"):
         check_graph(content, folder.weights())
 
 

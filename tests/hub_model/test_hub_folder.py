@@ -102,6 +102,35 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_previous_folder_wh
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_what_a_killed_save_left_is_finished_on_opening(folder, monkeypatch):
+    """All files are whole and none is in its place yet: from here on the new ones count."""
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_folder, "_finish", lambda path: None)
+        save(folder, network(1), screening=SCREENING | {"guard": {"limits": LIMITS}}, guard=GUARD)
+    opened, pixels = hub_folder.open_folder(folder), torch.rand(1, 3, 64, 64)
+    assert opened.guard is not None
+    with torch.inference_mode():
+        assert torch.equal(opened.model(pixels), network(1)(pixels))
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_a_link_in_place_of_unfinished_work_moves_nothing(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (folder / ".ready").symlink_to(tmp_path / "mine")
+    hub_folder.open_folder(folder)
+    assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
+def test_a_path_is_a_path_and_no_name(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FolderRefused, match="no folder ct"):
+        hub_folder.open_folder("ct")
+    shutil.copytree(saved, tmp_path / "ct")
+    assert hub_folder.open_folder("ct").config["architecture"] == ARCHITECTURE
+    assert hub_folder.resolve("ct") == hub_folder.embedded()["ct"]
+
+
 def test_resolve_says_what_a_name_may_be(tmp_path):
     with pytest.raises(FolderRefused, match=r"neither an embedded model .* nor a folder, nor a Hub id"):
         hub_folder.resolve("lungs")

@@ -27,7 +27,7 @@ def run(code: str, *arguments: object) -> str:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -52,6 +52,7 @@ def test_both_models_answer_as_they_do_beside_torch():
         assert probability == pytest.approx(beside.probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     out = tmp_path / "o.csv"
     run(
@@ -65,6 +66,7 @@ def test_the_command(tmp_path):
     assert '"modality": "ct"' in run("from hub_model.__main__ import main\nmain()\n", "info", "ct")
 
 
+@pytest.mark.slow
 def test_the_page():
     run("sys.path.insert(0, 'demo')\nimport app\napp.build(app.open_screeners())\n")
 
