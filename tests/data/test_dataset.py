@@ -23,7 +23,7 @@ from tests.data.test_sources import tree, zipped
 from train.__main__ import app
 from train.data import reading
 from train.data.dataset import load_data, open_data, verify
-from train.data.files import DataRefused
+from train.data.files import Cell, DataRefused, read_bytes
 from train.data.manifest import read_manifest, write_manifest
 from train.data.prepare import prepare
 from train.data.split import LeakError, split_hash
@@ -347,6 +347,38 @@ def test_a_consistent_lie_is_a_leak_all_the_same(tmp_path, prepared):
     (out / "split.json").write_text(json.dumps(told | {"hash": split_hash(entries)}))
     with pytest.raises(LeakError, match="This split leaks: 1 families"):
         verify(out)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../secret.png", "C:\\secret.png", "https://example.org/x.png"]
+)
+def test_a_row_that_names_a_file_elsewhere_is_never_followed(tmp_path, prepared, name):
+    out = Path(shutil.copytree(prepared, tmp_path / "out"))
+    (shard,) = (out / "data").glob("test*")
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[0]["image"] = {"bytes": None, "path": name}
+    pq.write_table(type(table).from_pylist(rows, table.schema), shard)
+    with pytest.raises(DataRefused, match="instead of holding its picture"):
+        load_data(out)
+
+
+def test_raw_data_sets_read_files_of_their_own_folder_alone(tmp_path):
+    grey_picture(seed=1).save(tmp_path / "secret.png")
+    (tmp_path / "set").mkdir()
+
+    def cell(path, root):
+        rows = [{"image": {"bytes": None, "path": str(path)}}]
+        return Cell(rows, "image", 0, root)
+
+    for path, root in [
+        ("secret.png", None),
+        ("../secret.png", tmp_path / "set"),
+        (tmp_path / "secret.png", tmp_path / "set"),
+    ]:
+        with pytest.raises(OSError, match="names a file outside itself"):
+            read_bytes(cell(path, root))
+    assert read_bytes(cell("secret.png", tmp_path)) == (tmp_path / "secret.png").read_bytes()
 
 
 # --- bad input ----------------------------------------------------------------------------------------

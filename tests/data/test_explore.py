@@ -48,7 +48,7 @@ def test_counts_and_families_are_those_of_the_data(report):
     assert report["pictures"] == 24
     for numbers in report["modalities"].values():
         assert numbers["counts"] == {"Non-COVID": 6, "COVID": 6}
-        assert sum(sum(part.values()) for part in numbers["parts"].values()) == 12
+        assert sum(sum(part.values()) for part in numbers["splits"].values()) == 12
         assert numbers["sources"] == {"phantom": {"Non-COVID": 6, "COVID": 6}}
     assert report["families"] == {"families": 6, "of_one": 0, "largest": 4, "crossing": 0}
     assert report["prepared"]["split"]["split"] == "family"
@@ -72,7 +72,7 @@ def test_tally_sums_grey_levels_and_mean_pictures():
     found, rng = Tally(), np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (40 + 9 * turn, 50), np.uint8) for turn in range(4)]
     for turn, picture in enumerate(pictures):
-        found.add(Image.fromarray(picture), label=turn % 2, part="train", source="s", family=str(turn))
+        found.add(Image.fromarray(picture), label=turn % 2, split="train", source="s", family=str(turn))
     for index in (0, 1):
         ours = pictures[index::2]
         expected = np.mean([np.bincount(one.ravel(), minlength=256) / one.size for one in ours], axis=0)
@@ -101,7 +101,7 @@ def told(source, width, part):
     for place in range(80):
         index = place % 2
         image = Image.new("L", (width[index], 64), 100)
-        found.add(image, label=index, part=part(place), source=source[index], family=str(place))
+        found.add(image, label=index, split=part(place), source=source[index], family=str(place))
     return {"modalities": {"ct": summary(found)}, "families": {"crossing": 0}, "prepared": None}
 
 

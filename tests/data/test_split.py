@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import pytest
 
 from train.data.files import DataRefused
-from train.data.split import RATIOS, SPLITS, LeakError, assign_splits, audit, random_crossings, split_hash
+from train.data.split import (
+    RATIOS,
+    SPLITS,
+    LeakError,
+    assign_splits,
+    prove_no_leak,
+    random_crossings,
+    split_hash,
+)
 
 
 @dataclass
@@ -47,7 +55,7 @@ def place(pictures: list[Picture], *args, **keywords) -> list[Picture]:
 @pytest.mark.parametrize("seed", range(5))
 def test_family_split_keeps_families_whole(seed):
     pictures = place(collection(seed), "family", seed)
-    audit(pictures)
+    prove_no_leak(pictures)
     homes = Counter()
     for family in {picture.family for picture in pictures}:
         homes[len({picture.split for picture in pictures if picture.family == family})] += 1
@@ -103,7 +111,7 @@ def test_three_families_of_a_class_are_enough_and_two_are_not():
 def test_patient_in_both_modalities_stays_in_one_part():
     pictures = collection()
     pictures += [Picture("xray/extra.png", "f0", 1, "xray"), Picture("ct/extra.png", "f0", 1, "ct")]
-    audit(place(pictures))
+    prove_no_leak(place(pictures))
 
 
 def test_official_split_is_kept_and_cleaned_towards_test():
@@ -119,7 +127,7 @@ def test_official_split_is_kept_and_cleaned_towards_test():
     place(pictures + xray, "official")
     assert [p.split for p in pictures] == [None] + [p.official_split for p in pictures[1:]]
     assert {p.split for p in xray} == set(SPLITS)
-    audit(p for p in pictures + xray if p.split)
+    prove_no_leak(p for p in pictures + xray if p.split)
 
 
 def test_validation_is_taken_from_train_where_none_is_published():
@@ -129,25 +137,25 @@ def test_validation_is_taken_from_train_where_none_is_published():
     place(pictures, "official")
     assert all((p.split == "test") == (p.official_split == "test") for p in pictures)
     assert {p.split for p in pictures} == set(SPLITS)
-    audit(pictures)
+    prove_no_leak(pictures)
 
 
 def test_official_split_needs_a_test_part():
     pictures = collection()
     pictures[0].official_split = "train"
-    with pytest.raises(DataRefused, match=r"official parts are train; train and test must be among them"):
+    with pytest.raises(DataRefused, match=r"official splits are train; train and test must be among them"):
         assign_splits(pictures, "official")
 
 
 def test_official_split_needs_a_column():
-    with pytest.raises(DataRefused, match="No row names an official part"):
+    with pytest.raises(DataRefused, match="No row names an official split"):
         assign_splits(collection(), "official")
 
 
 def test_random_split_leaks_and_is_measured():
     pictures = place(collection(), "random", 0)
     with pytest.raises(LeakError, match=r"This split leaks: \d+ families"):
-        audit(pictures)
+        prove_no_leak(pictures)
     crossing = {
         p.family for p in pictures if p.split != next(q.split for q in pictures if q.family == p.family)
     }
@@ -173,11 +181,11 @@ def test_random_split_leaks_and_is_measured():
 )
 def test_audit_finds_one_leak(change, words):
     pictures = [Picture("ct/one.png", "f1", split="train"), Picture("ct/two.png", "f2", split="test")]
-    audit(pictures)
+    prove_no_leak(pictures)
     for name, value in change.items():
         setattr(pictures[1], name, value)
     with pytest.raises(LeakError, match=words):
-        audit(pictures)
+        prove_no_leak(pictures)
 
 
 def test_hash_is_of_the_assignment_not_of_its_order():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from .manifest import read_manifest
 from .prepare import prepare
 from .reading import fingerprint
 from .sources import open_sources
-from .split import LEAKING, RATIOS, SPLITS, audit, split_hash
+from .split import LEAKING, RATIOS, SPLITS, prove_no_leak, split_hash
 from .writing import FORMAT, MANIFEST_FILE, SPLIT_FILE
 
 if TYPE_CHECKING:
@@ -95,22 +96,40 @@ def open_data(
         DataRefused: see `prepare`; or a prepared folder that was changed, or says something else than asked.
         LeakError: a prepared folder whose split leaks.
     """
-    places = [path_or_paths] if isinstance(path_or_paths, str | Path) else list(path_or_paths)
     asked = {"split": split, "seed": seed, "families": families, "long_side": long_side}
     asked["ratios"] = None if ratios is None else list(ratios)
-    if len(places) == 1 and is_prepared(Path(places[0])):
+    folder = prepared_folder(path_or_paths, modality, asked, labels, jobs, allow_leak)
+    return _open(folder, modality, asked)
+
+
+def prepared_folder(
+    path_or_paths: str | Path | Sequence[str | Path],
+    modality: str | None,
+    asked: Mapping[str, Any],
+    labels: Sequence[str] | None = None,
+    jobs: int | None = None,
+    allow_leak: bool = False,
+) -> Path:
+    """The prepared folder behind training data: the one given, or that in the cache, made where it is not there.
+
+    Args:
+        path_or_paths, modality, labels, jobs, allow_leak: see `open_data`.
+        asked: its settings by name; None for what nothing is asked of.
+    """
+    places = [path_or_paths] if isinstance(path_or_paths, str | Path) else list(path_or_paths)
+    if len(places) == 1 and is_prepared(Path(places[0]).expanduser()):
         if labels:
             raise DataRefused(
                 f"{places[0]}: was prepared, and its labels are settled; --labels {' '.join(labels)} comes too late."
                 " Leave it out, or prepare the pictures again with it."
             )
-        return _open(Path(places[0]), modality, asked)
+        return Path(places[0]).expanduser()
     rows = open_sources(places, modality, labels)
-    settings = {key: USUAL[key] if value is None else value for key, value in asked.items()}
+    settings = {key: usual if asked.get(key) is None else asked[key] for key, usual in USUAL.items()}
     cached = _cache() / fingerprint(rows, {**settings, "code": code_hash()})[:32]
     with FileLock(f"{cached}.lock"):  # whoever wants the same data at the same time waits for the first
         prepare(places, cached, modality, labels=labels, jobs=jobs, allow_leak=allow_leak, **settings)
-    return _open(cached, None, {})
+    return cached
 
 
 def is_prepared(folder: Path) -> bool:
@@ -129,7 +148,7 @@ def verify(folder: Path) -> dict:
 
     Raises:
         DataRefused: changed after it was written, or written by another version.
-        LeakError: a family, or a picture, is in two parts; but not for a folder that is marked as leaking.
+        LeakError: a family, or a picture, is in two splits; but not for a folder that is marked as leaking.
     """
     told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
     if told.get("format") != FORMAT:
@@ -144,21 +163,33 @@ def verify(folder: Path) -> dict:
             " exchanged after it was written. Prepare the data again."
         )
     if not told["leaking"]:
-        audit(entries)
+        prove_no_leak(entries)
     return told
 
 
 def _stored(folder: Path) -> list[tuple]:
-    """Part, source, path, family and label of every row in the parquet files."""
+    """Split, source, path, family and label of every row in the parquet files.
+
+    Raises:
+        DataRefused: a row names a file elsewhere, which `datasets` would open in place of a picture.
+    """
     import pyarrow.parquet as pq
 
     columns = ["source", "path", "family", "label"]
-    return [
-        (split, *line.values())
-        for split in SPLITS
-        for shard in sorted((folder / "data").glob(f"{split}-*.parquet"))
-        for line in pq.read_table(shard, columns=columns).select(columns).to_pylist()
-    ]
+    found = []
+    for split in SPLITS:
+        for shard in sorted((folder / "data").glob(f"{split}-*.parquet")):
+            with pq.ParquetFile(shard) as file:
+                lines = file.read(columns=[*columns, "image.path"]).to_pylist()
+            for line in lines:
+                name = (line["image"] or {}).get("path") or ""
+                if not re.fullmatch(r"[\w.-]*", name):
+                    raise DataRefused(
+                        f"{folder}: a row of {shard.name} names the file {name!r} instead of holding its picture;"
+                        " nobody's `prepare` writes that. Do not use this data set."
+                    )
+                found.append((split, *(line[column] for column in columns)))
+    return found
 
 
 def _cache() -> Path:

@@ -10,10 +10,9 @@ Pictures are read once, one after the other; what is kept of each is a handful o
 import base64
 import io
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,10 +25,11 @@ from rich.console import Console
 from rich.progress import track
 
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
+from hub_model.whole import whole_folder
 
 from . import plots as data_plots
-from .dataset import is_prepared, load_data
-from .files import DataRefused, writing
+from .dataset import is_prepared, load_data, prepared_folder
+from .files import DataRefused, explain_write_errors
 from .manifest import read_manifest
 from .split import LEAKING, SPLITS
 from .writing import MANIFEST_FILE, SPLIT_FILE
@@ -39,7 +39,7 @@ SIDE = 128
 """Pixels a side of mean pictures."""
 EXAMPLE_SIDE = 240
 FEW = 30
-"""Pictures of a class in a part below which figures are mostly chance: the 95 % interval of a sensitivity of
+"""Pictures of a class in a split below which figures are mostly chance: the 95 % interval of a sensitivity of
 0.9 then is wider than 0.2 (Wilson)."""
 TELLING = 0.65
 """AUROC from which a cue that has nothing to do with lungs is warned of."""
@@ -63,7 +63,7 @@ class Tally:
     """What is known of the pictures of one modality after reading them.
 
     Attributes:
-        columns: per picture: label, part, source, family, width, height, black, white, mean.
+        columns: per picture: label, split, source, family, width, height, black, white, mean.
         levels: (2, 256) shares of grey levels, summed over the pictures of a class.
         sums: (2, SIDE, SIDE) pictures squashed to a square, summed over the pictures of a class.
     """
@@ -115,19 +115,22 @@ def explore(
     out = Path(out).expanduser()
     _check_place(out)
     raw = len(sources) > 1 or not is_prepared(Path(sources[0]).expanduser())
-    data = load_data(sources, modality, seed=seed if raw else None, split=split, labels=labels)
+    asked = {"seed": seed if raw else None, "split": split}
+    folder = prepared_folder(sources, modality, asked, labels)
+    data = load_data(folder, modality)
     tallies = tally(data)
     report = {
         "format": FORMAT,
         "pictures": sum(sum(found.counts.values()) for found in tallies.values()),
         "modalities": {name: summary(found) for name, found in tallies.items()},
-        "families": families(tallies),
-        "prepared": prepared(sources),
+        "families": family_figures(tallies),
+        "prepared": None if raw else prepared(folder),
+        "left_out": left_out(folder),
     }
     report["warnings"] = warnings(report)
     chosen = choose(tallies, data, examples, seed)
-    sheet = Path(sources[0]).expanduser() / "families.png" if report["prepared"] else None
-    with writing(out):
+    sheet = None if raw else folder / "families.png"
+    with explain_write_errors(out):
         _write(out, report, tallies, chosen, sheet)
     page = out / "index.html"
     told = f"{page}: {report['pictures']:,} pictures, {len(report['warnings'])} warnings"
@@ -143,20 +146,13 @@ def _write(
     sheet: Path | None,
 ) -> None:
     """Write the report whole, in the place of an earlier one."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        drawn = draw(tallies, chosen, partial)
+    with whole_folder(out) as folder:
+        drawn = draw(tallies, chosen, folder)
         if sheet and sheet.is_file():
-            shutil.copyfile(sheet, partial / "families.png")
-            drawn["families"] = partial / "families.png"
-        (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        (partial / "index.html").write_text(render(report, drawn), "utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            shutil.copyfile(sheet, folder / "families.png")
+            drawn["families"] = folder / "families.png"
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        (folder / "index.html").write_text(render(report, drawn), "utf-8")
 
 
 def _check_place(out: Path) -> None:
@@ -175,22 +171,22 @@ def tally(data) -> dict[str, Tally]:
     found: dict[str, Tally] = {}
     total = sum(len(part) for part in data.values())
     for row in track(_rows(data), "reading pictures", total=total, console=Console(stderr=True)):
-        known = {name: row[name] for name in ("label", "part", "source", "family")}
+        known = {name: row[name] for name in ("label", "split", "source", "family")}
         found.setdefault(row["modality"], Tally()).add(_grey(row["image"]["bytes"]), **known)
     return {name: found[name] for name in MODALITIES if name in found}
 
 
 def _rows(data) -> Iterator[dict]:
-    """All rows with their part and their place in it; pictures stay encoded."""
+    """All rows with their split; pictures stay encoded."""
     for name in SPLITS:
         for row in _encoded(data[name]):
-            yield {**row, "part": name}
+            yield {**row, "split": name}
 
 
-def _encoded(part):
+def _encoded(split):
     import datasets
 
-    return part.cast_column("image", datasets.Image(decode=False))
+    return split.cast_column("image", datasets.Image(decode=False))
 
 
 def _grey(content: bytes) -> Image.Image:
@@ -198,10 +194,10 @@ def _grey(content: bytes) -> Image.Image:
 
 
 def choose(tallies: Mapping[str, Tally], data, count: int, seed: int) -> dict[str, list]:
-    """Example pictures of the training part: per modality a row per class, each picture of another family."""
-    part = _encoded(data["train"])
-    columns = {name: np.array(part[name]) for name in ("modality", "label", "family", "source")}
-    order = np.random.default_rng(seed).permutation(len(part))
+    """Example pictures of the training split: per modality a row per class, each picture of another family."""
+    train = _encoded(data["train"])
+    columns = {name: np.array(train[name]) for name in ("modality", "label", "family", "source")}
+    order = np.random.default_rng(seed).permutation(len(train))
     chosen = {}
     for modality in tallies:
         chosen[modality] = []
@@ -210,7 +206,7 @@ def choose(tallies: Mapping[str, Tally], data, count: int, seed: int) -> dict[st
             _, first = np.unique(columns["family"][ours], return_index=True)
             rows = ours[np.sort(first)][:count]
             pictures = [
-                (str(columns["source"][row]), _small(part[int(row)]["image"]["bytes"])) for row in rows
+                (str(columns["source"][row]), _small(train[int(row)]["image"]["bytes"])) for row in rows
             ]
             chosen[modality].append((label, pictures))
     return chosen
@@ -227,11 +223,11 @@ def _small(content: bytes) -> Image.Image:
 
 def summary(found: Tally) -> dict:
     """The numbers of one modality."""
-    labels, part, source = found["label"], found["part"], found["source"]
+    labels, split, source = found["label"], found["split"], found["source"]
     shortest = np.minimum(found["width"], found["height"])
     return {
         "counts": found.counts,
-        "parts": {name: _per_class(labels[part == name]) for name in SPLITS},
+        "splits": {name: _per_class(labels[split == name]) for name in SPLITS},
         "sources": {name: _per_class(labels[source == name]) for name in sorted(set(source.tolist()))},
         "cramers_v": cramers_v(source, labels),
         "cues": {name: cue(labels, found[name]) for name in CUES},
@@ -276,40 +272,41 @@ def cue(labels: np.ndarray, values: np.ndarray) -> float | None:
     return max(area, 1 - area)
 
 
-def families(tallies: Mapping[str, Tally]) -> dict:
-    """Families of copies and patients over all modalities: how many, how large, how many in two parts."""
+def family_figures(tallies: Mapping[str, Tally]) -> dict:
+    """Families of copies and patients over all modalities: how many, how large, how many in two splits."""
     members: Counter[str] = Counter()
     homes: dict[str, set[str]] = {}
     for found in tallies.values():
         members.update(found.columns["family"])
-        for family, part in zip(found.columns["family"], found.columns["part"], strict=True):
-            homes.setdefault(family, set()).add(part)
+        for family, split in zip(found.columns["family"], found.columns["split"], strict=True):
+            homes.setdefault(family, set()).add(split)
     sizes = Counter(members.values())
     return {
         "families": len(members),
         "of_one": sizes[1],
         "largest": max(sizes),
-        "crossing": sum(len(parts) > 1 for parts in homes.values()),
+        "crossing": sum(len(splits) > 1 for splits in homes.values()),
     }
 
 
-def prepared(sources: Sequence[str]) -> dict | None:
-    """What a prepared folder says of itself: its split, its leak report, what it left out; else None."""
-    folder = Path(sources[0]).expanduser()
-    if len(sources) > 1 or not is_prepared(folder):
-        return None
+def prepared(folder: Path) -> dict:
+    """What a prepared folder says of itself: its split and its leak report."""
     told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
     leaks = json.loads((folder / "leak_report.json").read_text("utf-8"))
-    entries = read_manifest(folder / MANIFEST_FILE)
-    reasons = Counter(entry.refused for entry in entries if entry.refused)
     return {
         "split": {name: told[name] for name in ("split", "seed", "hash", "leaking")},
         "leak_report": {
             name: leaks[name] for name in ("families_by_size", "exact_duplicates", "random_split")
         },
         "contradictions": len(leaks["contradictions"]),
-        "left_out": dict(reasons.most_common()),
+        "left_out": left_out(folder),
     }
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """Why files are in no split, and how many: masks, lateral views, files that cannot be read, other labels ..."""
+    reasons = Counter(entry.refused for entry in read_manifest(folder / MANIFEST_FILE) if entry.refused)
+    return dict(reasons.most_common())
 
 
 def warnings(report: Mapping) -> list[str]:
@@ -318,7 +315,7 @@ def warnings(report: Mapping) -> list[str]:
     told = report["prepared"]
     if (told and told["split"]["leaking"]) or report["families"]["crossing"]:
         found.append(
-            f"{LEAKING}: {report['families']['crossing']:,} families have pictures in more than one part."
+            f"{LEAKING}: {report['families']['crossing']:,} families have pictures in more than one split."
             " Scores on this split measure memory. Prepare the data again with the split by family."
         )
     drawn = {name for numbers in report["modalities"].values() for name in numbers["sources"]}
@@ -348,9 +345,9 @@ def _warnings_of(numbers: Mapping) -> Iterator[str]:
                 " that to have learnt anything about lungs."
             )
     few = []
-    for part, counts in numbers["parts"].items():
+    for split, counts in numbers["splits"].items():
         rare = [f"{count:,} {label}" for label, count in counts.items() if count < FEW]
-        few += [f"{' and '.join(rare)} in {part}"] if rare else []
+        few += [f"{' and '.join(rare)} in {split}"] if rare else []
     if few:
         yield f"{', '.join(few)}: figures on so few pictures are mostly chance."
     share = min(numbers["counts"].values()) / sum(numbers["counts"].values())
@@ -365,12 +362,12 @@ def draw(tallies: Mapping[str, Tally], chosen: Mapping[str, list], folder: Path)
     """Write the pictures as PNG. Returns their files by name, as 'ct_grey_levels'."""
     figures = {}
     for modality, found in tallies.items():
-        labels, part = found["label"], found["part"]
+        labels, split = found["label"], found["split"]
         counts = found.counts
         levels = {name: found.levels[index] / counts[name] for index, name in _classes(found)}
         means = {name: found.sums[index] / counts[name] for index, name in _classes(found)}
-        figures[f"{modality}_parts"] = data_plots.parts(
-            {name: _per_class(labels[part == name]) for name in SPLITS}
+        figures[f"{modality}_splits"] = data_plots.splits(
+            {name: _per_class(labels[split == name]) for name in SPLITS}
         )
         figures[f"{modality}_examples"] = data_plots.examples(chosen[modality])
         figures[f"{modality}_grey_levels"] = data_plots.grey_levels(levels, counts)

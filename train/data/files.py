@@ -1,16 +1,10 @@
-"""Listing what a folder or a zip archive holds, and reading one file of it.
-
-Archives are read in place. Nothing is ever unpacked to disk, so that no entry of an archive can be written
-outside a folder.
-"""
+"""List what a folder or an archive holds, and read one file of it; archives are read in place."""
 
 import errno
 import io
 import os
-import re
 import stat
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hub_model.archives import Archive, ArchiveRefused, Limits, Member, open_archive
+from hub_model.folders import shown, walk
 from hub_model.refused import Refused
 
 FILE_LIMIT = 2**30
@@ -31,12 +27,18 @@ PICTURE_SUFFIXES = DICOM_SUFFIXES | {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
 }
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
-JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-"""What operating systems leave behind; hidden files are passed over too."""
-
 DICOM_IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
-"""What Python's zip reader raises on damaged, encrypted or oddly packed entries."""
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    b"/annex/objects/": "a git-annex pointer, not the file itself: fetch it with `git annex get`",
+    b"<!doctype html": "a web page, not a picture: whoever downloaded it was asked to log in, or it was not there",
+    b"<html": "a web page, not a picture: whoever downloaded it was asked to log in, or it was not there",
+    b"<?xml": "an XML text, not a picture: a storage server answers so where it gives no access",
+}
+"""First bytes, in lower case, of what lies under a picture's name when only a stand-in was fetched."""
+
+ENTRIES = 10_000_000
+"""Files that an archive may hold."""
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_PLACE = frozenset(
@@ -50,30 +52,36 @@ class DataRefused(Refused):
 
 
 @dataclass(frozen=True, slots=True)
-class ZipEntry:
-    """A file inside a zip archive."""
+class Packed:
+    """A file inside an archive."""
 
     archive: Path
-    name: str
+    member: Member
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture inside a `datasets.Dataset`, in a column of encoded images."""
+    """A picture inside a `datasets.Dataset`, in a column of encoded images.
+
+    Attributes:
+        root: the folder of the data set; a row may name a file in there instead of holding its bytes, and none
+            elsewhere.
+    """
 
     dataset: Any
     column: str
     index: int
+    root: Path | None = None
 
 
-Ref = Path | ZipEntry | Cell | bytes | None
+Ref = Path | Packed | Cell | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of a collection; `path` is its name in there, `stamp` changes when the file does."""
 
-    ref: Path | ZipEntry | None
+    ref: Path | Packed | None
     path: str
     stamp: str
 
@@ -91,7 +99,7 @@ class File:
 
 
 @contextmanager
-def writing(out: Path, kept: str = "") -> Iterator[None]:
+def explain_write_errors(out: Path, kept: str = "") -> Iterator[None]:
     """Say in words what a failed write means; `kept` is what is not lost by it.
 
     Raises:
@@ -112,79 +120,66 @@ def writing(out: Path, kept: str = "") -> Iterator[None]:
         raise
 
 
-def list_folder(root: Path) -> tuple[list[File], list[str]]:
-    """Walk a folder in the order of names, through links too.
+def list_folder(root: Path) -> tuple[list[File], dict[str, str]]:
+    """Walk a folder in the order of names, through links too, each folder once.
 
     Returns:
-        The files, with unreadable folders among them (reading those fails, so that they are counted), and the
-        links that lead back to a folder above them and are not followed.
+        The files; and path -> why what is called so is not among them, for folders that cannot be listed and links
+        that are not followed.
     """
-    files: list[File] = []
-    loops: list[str] = []
-
-    def walk(folder: Path, above: frozenset[tuple[int, int]]) -> None:
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            files.append(File(folder, f"{_shown(folder.relative_to(root))}.dcm", "unreadable"))
-            return
-        for entry in entries:
-            if _is_junk(entry.name):
-                continue
-            path = Path(entry.path)
-            shown = _shown(path.relative_to(root))
-            info = _stat(path)
-            if info is None or not stat.S_ISDIR(info.st_mode):
-                files.append(File(path, shown, f"{info.st_size}:{info.st_mtime_ns}" if info else "missing"))
-            elif (info.st_dev, info.st_ino) in above:
-                loops.append(shown)
-            else:
-                walk(path, above | {(info.st_dev, info.st_ino)})
-
-    info = root.stat()
-    walk(root, frozenset({(info.st_dev, info.st_ino)}))
-    return files, loops
+    found = walk(root)
+    files = [File(path, shown(path.relative_to(root)), _stamp(path)) for path in found.files]
+    left = {shown(path.relative_to(root)): "a folder that cannot be listed" for path in found.locked}
+    for path in found.again:
+        above = path.resolve() in (path.parent.resolve(), *path.parent.resolve().parents)
+        what = "a link back to a folder above it" if above else "a link to a folder that is listed already"
+        left[shown(path.relative_to(root))] = what
+    return files, left
 
 
-def list_zip(path: Path, limit: int = ZIP_LIMIT) -> list[File]:
-    """List a zip archive after judging it as a whole.
+def _stamp(path: Path) -> str:
+    try:
+        info = path.stat()
+    except OSError:  # a link that leads nowhere
+        return "missing"
+    return f"{info.st_size}:{info.st_mtime_ns}"
+
+
+def list_archive(path: Path, limit: int = ZIP_LIMIT) -> list[File]:
+    """List a zip or tar archive after judging it as a whole.
 
     Raises:
-        DataRefused: damaged, encrypted, too large once unpacked, or with entries that point outside it.
+        DataRefused: damaged, encrypted, too large once unpacked, with entries that point outside it, or with one
+            name twice.
     """
     try:
-        entries = [entry for entry in _archive(path).infolist() if not entry.is_dir()]
-    except (OSError, *BROKEN_ZIP) as error:
+        archive = _archive(path, limit)
+    except OSError as error:
+        raise DataRefused(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ArchiveRefused as error:
+        more = " If the archive is to be trusted, raise the limit (--zip-limit, in bytes)."
         raise DataRefused(
-            f"{path}: the zip archive is damaged ({error}). Download or pack it again."
+            f"{path}: {error}{more if error.reason.code == 'archive_too_large' else ''}"
         ) from error
-    for entry in entries:
-        _check_entry(path, entry)
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > limit:
+    for member in archive.members:
+        if member.outside:
+            raise DataRefused(
+                f"{path}: the entry {member.name!r} points outside the archive (an absolute path, '..' or a link). "
+                "Such archives are not read. Pack the plain files again."
+            )
+        if member.locked:
+            raise DataRefused(
+                f"{path}: the archive is encrypted. Unpack it with its password and give the folder."
+            )
+    name, count = (
+        Counter(member.name for member in archive.members).most_common(1)[0] if archive.members else ("", 0)
+    )
+    if count > 1:
         raise DataRefused(
-            f"{path}: unpacks to {unpacked / 2**30:.2f} GiB; the limit is {limit / 2**30:.2f} GiB. If the"
-            " archive is to be trusted, raise the limit (--zip-limit, in bytes) or give the unpacked folder."
+            f"{path}: {name} is in it {count} times. Pack the files again, each under its own name."
         )
-    files = [
-        File(ZipEntry(path, entry.filename), entry.filename, f"{entry.file_size}:{entry.CRC:08x}")
-        for entry in sorted(entries, key=lambda entry: entry.filename)
-    ]
-    return [file for file in files if not any(_is_junk(part) for part in (*file.folders, file.name))]
-
-
-def _check_entry(archive: Path, entry: zipfile.ZipInfo) -> None:
-    name = entry.filename
-    absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name)
-    if absolute or ".." in re.split(r"[/\\]", name) or stat.S_ISLNK(entry.external_attr >> 16):
-        raise DataRefused(
-            f"{archive}: the entry {name!r} points outside the archive (an absolute path, '..' or a link). "
-            "Such archives are not read. Pack the plain files again."
-        )
-    if entry.flag_bits & 0x1:
-        raise DataRefused(
-            f"{archive}: the archive is encrypted. Unpack it with its password and give the folder."
-        )
+    files = [File(Packed(path, member), member.name, member.stamp) for member in archive.members]
+    return sorted(files, key=lambda file: file.path)
 
 
 def read_bytes(ref: Ref) -> bytes:
@@ -199,17 +194,16 @@ def read_bytes(ref: Ref) -> bytes:
         case Path():
             _check_size(_regular(ref).st_size)
             return ref.read_bytes()
-        case ZipEntry():
+        case Packed():
             try:
-                _check_size(_archive(ref.archive).getinfo(ref.name).file_size)
-                return _archive(ref.archive).read(ref.name)
-            except BROKEN_ZIP as error:
-                raise OSError(f"damaged within its archive ({error})") from error
+                return _archive(ref.archive).read(ref.member)
+            except ArchiveRefused as error:
+                raise OSError(str(error)) from error
         case Cell():
             value = ref.dataset[ref.index][ref.column]
             if value is None or not (value["bytes"] or value["path"]):
                 raise OSError("the data set holds no picture here")
-            return value["bytes"] or read_bytes(Path(value["path"]))
+            return value["bytes"] or read_bytes(_inside(ref.root, value["path"]))
     raise FileNotFoundError("the table lists it, but there is no such file")
 
 
@@ -220,6 +214,12 @@ def is_picture(file: File) -> bool:
     head = _head(file.ref)
     webp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
     return webp or head.startswith(PICTURE_STARTS) or is_dicom(head)
+
+
+def pointer(content: bytes) -> str | None:
+    """What a file is that only stands for another one, with what to do; None for any other file."""
+    head = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    return next((what for start, what in POINTERS.items() if head.startswith(start)), None)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -245,31 +245,23 @@ def dicom_tags(file: File) -> dict[str, str]:
         return {}
 
 
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in JUNK
-
-
-def _shown(path: Path) -> str:
-    """A name that can be written down, also where the file system's bytes are no valid UTF-8."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    """None for a link that leads nowhere."""
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
 def _regular(path: Path) -> os.stat_result:
     """A pipe or device that is named like a picture would block its reader."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError("a link that leads nowhere")
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
-        raise OSError("a folder that cannot be listed" if path.is_dir() else "not a regular file")
+        raise OSError("not a regular file")
     return info
+
+
+def _inside(root: Path | None, path: str) -> Path:
+    """A file that a row of a data set names; rows of strangers may name any file of this machine."""
+    if root is None or not Path(root, path).resolve().is_relative_to(root.resolve()):
+        raise OSError(
+            "the data set names a file outside itself instead of holding the picture; it is not read"
+        )
+    return Path(root, path)
 
 
 def _check_size(size: int) -> None:
@@ -284,20 +276,19 @@ def _head(ref: Ref) -> bytes:
             _regular(ref)
             with open(ref, "rb") as stream:
                 return stream.read(132)
-        if isinstance(ref, ZipEntry):
-            with _archive(ref.archive).open(ref.name) as stream:
-                return stream.read(132)
-    except (OSError, *BROKEN_ZIP):
+        if isinstance(ref, Packed):
+            return _archive(ref.archive).head(ref.member, 132)
+    except (OSError, ArchiveRefused):
         pass
     return b""
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _archive(path: Path, limit: int | None = None) -> Archive:
     """An open archive: its directory is read once per process, and again if the file was replaced."""
     info = path.stat()
-    return _opened(path, info.st_size, info.st_mtime_ns)
+    return _opened(path, info.st_size, info.st_mtime_ns, limit)
 
 
 @lru_cache(maxsize=4)
-def _opened(path: Path, size: int, changed: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _opened(path: Path, size: int, changed: int, limit: int | None) -> Archive:
+    return open_archive(path, Limits(ENTRIES, FILE_LIMIT, limit or 2**63))

@@ -35,14 +35,14 @@ def leak_report(entries: Sequence[Entry], settings: Mapping) -> dict:
     """Families, their sizes, their contradictions, and a random split of the very same pictures.
 
     Args:
-        entries: all pictures read; those with a part and those dropped for contradictory labels count.
+        entries: all pictures read; those in a split and those dropped for contradictory labels count.
         settings: `split`, `seed`, `ratios` of the data set.
     """
     families = families_of(entries)
     placed = [entry for entry in entries if entry.split]
-    parts: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for entry in placed:
-        parts.setdefault(entry.family, set()).add(entry.split)
+        splits.setdefault(entry.family, set()).add(entry.split)
     contradictions = [family for family in families if len({entry.label for entry in family}) > 1]
     return {
         "pictures": sum(map(len, families)),
@@ -54,7 +54,7 @@ def leak_report(entries: Sequence[Entry], settings: Mapping) -> dict:
         "this_split": {
             "kind": settings["split"],
             "leaking": LEAKING if settings["split"] == "random" else False,
-            "families_crossing": sum(len(found) > 1 for found in parts.values()),
+            "families_crossing": sum(len(found) > 1 for found in splits.values()),
         },
         "random_split": {
             "seed": settings["seed"],

@@ -28,6 +28,7 @@ class Entry:
         family: equal for copies of one original and pictures of one patient.
         split: "train", "validation" or "test".
         refused: why the picture is in none of them.
+        flat: whether it has a few grey levels only; known while preparing, not written.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Entry:
     family: str | None = None
     split: str | None = None
     refused: str | None = None
+    flat: bool | None = None
 
     @classmethod
     def of(cls, row: Row, **more: object) -> "Entry":
@@ -78,9 +80,9 @@ def read_manifest(path: Path) -> list[Entry]:
 
 
 def counts(placed: Sequence[Entry]) -> dict[str, dict[str, dict[str, int]]]:
-    """Pictures per modality, part and class."""
+    """Pictures per modality, split and class."""
     found: dict = {}
     for entry in placed:
-        parts = found.setdefault(entry.modality, {split: dict.fromkeys(LABELS, 0) for split in SPLITS})
-        parts[entry.split][LABELS[entry.label]] += 1
+        splits = found.setdefault(entry.modality, {split: dict.fromkeys(LABELS, 0) for split in SPLITS})
+        splits[entry.split][LABELS[entry.label]] += 1
     return dict(sorted(found.items()))

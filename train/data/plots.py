@@ -84,15 +84,15 @@ def sizes(width: np.ndarray, height: np.ndarray, labels: np.ndarray) -> Figure:
     return figure
 
 
-def parts(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Pictures per part and class, side by side.
+def splits(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Pictures per split and class, side by side.
 
     Args:
-        counts: part -> class -> pictures.
+        counts: split -> class -> pictures.
     """
-    figure, axes = _axes("Pictures per part", "", "pictures", (4.6, 3.2))
+    figure, axes = _axes("Pictures per split", "", "pictures", (4.6, 3.2))
     for index, label in enumerate(LABELS):
-        heights = [of_part.get(label, 0) for of_part in counts.values()]
+        heights = [of_split.get(label, 0) for of_split in counts.values()]
         bars = axes.bar(
             np.arange(len(counts)) + 0.4 * (index - 0.5), heights, 0.38, color=COLOURS[label], label=label
         )

@@ -2,10 +2,11 @@
 
 The folder it writes, which `datasets.load_dataset` opens anywhere:
 
-data/{train,validation,test}-*.parquet   the pictures, encoded, and what is known of them manifest.parquet
-every file met: hash, size, mode, family, part, or why it was refused split.json who went where: kind, seed,
-ratios, hash leak_report.json, families.png           families of copies, and what a random split would have
-done README.md                                the data set card
+    data/{train,validation,test}-*.parquet   the pictures, encoded, and what is known of them
+    manifest.parquet                         every file met: hash, size, mode, family, split, or why it was refused
+    split.json                               who went where: kind, seed, ratios, families, hash
+    leak_report.json, families.png           families of copies, and what a random split would have done
+    README.md                                the data set card
 """
 
 import hashlib
@@ -23,14 +24,14 @@ from rich.console import Console
 
 from hub_model.hub_folder import LABELS
 
-from .files import ZIP_LIMIT, DataRefused, writing
+from .files import ZIP_LIMIT, DataRefused, explain_write_errors
 from .grouping import code_hash, group
 from .labels import Row
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, write_manifest
-from .reading import column_of, entries_of, fingerprint, read_all
+from .reading import LEFT_OUT, column_of, entries_of, fingerprint, read_all
 from .sources import open_sources
-from .split import LEAKING, RATIOS, SPLITS, assign_splits, audit, check_split
+from .split import LEAKING, RATIOS, SPLITS, assign_splits, check_split, prove_no_leak
 from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 
 SMALL = 256
@@ -94,23 +95,38 @@ def prepare(
         _say(f"{out}: was prepared before from the same files")
         return out
     kept = f" The finished work in {out.name}.partial is not redone."
-    with writing(out, kept):
-        partial = out.with_name(out.name + ".partial")
-        (partial / "work").mkdir(parents=True, exist_ok=True)
-        pictures = [row for row in rows if row.skipped is None]
-        jobs = jobs or (joblib.cpu_count() if len(pictures) > SMALL else 1)
-        reading = {"long_side": long_side, "describe": code_hash() if families == "found" else None}
-        chunks = read_all(pictures, partial / "work", reading, jobs)
-        entries = entries_of(pictures, chunks)
-        _stop_if_unreadable(entries, max_unreadable, partial)
-        group(entries, chunks, partial / "work", families == "found", jobs)
-        _split(entries, settings)
-        others = [Entry.of(row) for row in rows if row.skipped is not None]
-        _write(partial / "final", entries, others, chunks, settings)
-        os.replace(partial / "final", out)
-        shutil.rmtree(partial, ignore_errors=True)
-    _tell(out, [*entries, *others], split)
+    with explain_write_errors(out, kept):
+        entries = _prepare(rows, out, settings, jobs, max_unreadable)
+    _tell(out, entries, split)
     return out
+
+
+def _prepare(
+    rows: Sequence[Row], out: Path, settings: Mapping, jobs: int | None, max_unreadable: float
+) -> list[Entry]:
+    """Read, group, split and write; finished steps of an earlier run in OUT.partial are taken up.
+
+    That folder stays when this fails, hence no `whole_folder` here; `out` itself appears in one step all the same.
+
+    Returns:
+        An entry per row.
+    """
+    look = settings["families"] == "found"
+    partial = out.with_name(out.name + ".partial")
+    (partial / "work").mkdir(parents=True, exist_ok=True)
+    pictures = [row for row in rows if row.skipped is None]
+    jobs = jobs or (joblib.cpu_count() if len(pictures) > SMALL else 1)
+    reading = {"long_side": settings["long_side"], "describe": code_hash() if look else None}
+    chunks = read_all(pictures, partial / "work", reading, jobs)
+    entries = entries_of(pictures, chunks)
+    _stop_if_unreadable(entries, max_unreadable, partial)
+    group(entries, chunks, partial / "work", look, jobs)
+    _split(entries, settings)
+    others = [Entry.of(row) for row in rows if row.skipped is not None]
+    _write(partial / "final", entries, others, chunks, settings)
+    os.replace(partial / "final", out)
+    shutil.rmtree(partial, ignore_errors=True)
+    return [*entries, *others]
 
 
 def _check(settings: Mapping, allow_leak: bool) -> None:
@@ -135,7 +151,7 @@ def _is_finished(out: Path, inputs: str) -> bool:
     Raises:
         DataRefused: something else is there.
     """
-    with writing(out):
+    with explain_write_errors(out):
         told = out / SPLIT_FILE
         if told.is_file():
             found = json.loads(told.read_text("utf-8"))
@@ -176,7 +192,7 @@ def _check_classes(pictures: Sequence[Row] | Sequence[Entry]) -> None:
 
 
 def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -> None:
-    bad = [entry for entry in entries if entry.refused]
+    bad = [entry for entry in entries if entry.refused and entry.refused not in LEFT_OUT]
     if len(bad) <= limit * len(entries):
         return
     listing = partial / "unreadable.txt"
@@ -190,17 +206,17 @@ def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -
 
 
 def _split(entries: Sequence[Entry], settings: Mapping) -> None:
-    """Give every accepted picture its part, and prove that no family straddles two."""
+    """Give every accepted picture its split, and prove that no family straddles two."""
     good = [entry for entry in entries if not entry.refused]
     _check_classes(good)
     splits = assign_splits(good, settings["split"], settings["seed"], settings["ratios"])
-    for entry, part in zip(good, splits, strict=True):
-        entry.split = part
-        if part is None:
-            later = "a later official part holds a member of its family"
-            entry.refused = later if entry.official_split else "it is in no official part"
+    for entry, split in zip(good, splits, strict=True):
+        entry.split = split
+        if split is None:
+            later = "a later official split holds a member of its family"
+            entry.refused = later if entry.official_split else "it is in no official split"
     if settings["split"] != "random":
-        audit(entry for entry in good if entry.split)
+        prove_no_leak(entry for entry in good if entry.split)
 
 
 def _write(
@@ -227,17 +243,19 @@ def _write(
     contact_sheet(pictures, families).save(folder / "families.png")
 
 
+def _is_unreadable(entry: Entry) -> bool:
+    return entry.pixels is None and entry.chunk >= 0 and entry.refused not in LEFT_OUT
+
+
 def _tell(out: Path, entries: Sequence[Entry], split: str) -> None:
     """A line for whoever started it; nothing is left out in silence."""
     placed = [entry for entry in entries if entry.split]
-    parts = Counter(entry.split for entry in placed)
+    sizes = Counter(entry.split for entry in placed)
     left_out = Counter(
-        "unreadable" if entry.pixels is None and entry.chunk >= 0 else entry.refused
-        for entry in entries
-        if entry.refused
+        "unreadable" if _is_unreadable(entry) else entry.refused for entry in entries if entry.refused
     )
     text = f"{out}: {len(placed):,} pictures of {len({entry.family for entry in placed}):,} families ("
-    text += ", ".join(f"{name} {parts[name]:,}" for name in SPLITS) + ")."
+    text += ", ".join(f"{name} {sizes[name]:,}" for name in SPLITS) + ")."
     if split == "random":
         text += f" {LEAKING}: they were dealt at random; scores on them measure memory."
     if left_out:

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,11 +19,15 @@ from hub_model.grey import ImageRefused
 from hub_model.images import ACCEPTED, read_image
 
 from .families import describe
-from .files import Cell, is_dicom, read_bytes
-from .labels import Row
+from .files import Cell, is_dicom, pointer, read_bytes
+from .labels import Row, exact, names_nobody
+from .layout import LATERAL, MASK, OTHER_PLANE, SIDE_VIEWS, mask_twins
 from .manifest import Entry
 
-FORMAT = 2
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+FORMAT = 3
 CHUNK = 64
 """Pictures per unit of resumable work."""
 
@@ -33,8 +39,15 @@ PLAIN_INFO = frozenset(
 )
 """What a JPEG or PNG may say besides its pixels and still be kept byte for byte: nothing about a patient."""
 
-NO_PATIENT = frozenset({"", "0", "none", "unknown", "anonymous", "anon", "anonymized", "anonymised"})
-FOUND = ("sha256", "pixels", "bytes", "width", "height", "mode", "refused")
+LOCALIZER = "a localizer (scout) image"
+LEFT_OUT = frozenset({MASK, LATERAL, OTHER_PLANE, LOCALIZER})
+"""Reasons for which a picture that can be read is not learnt from."""
+
+FLAT_LEVELS, FLAT_WIDTH, FLAT_SHARE = 4, 6, 0.98
+"""A drawn mask has nearly all its pixels at a few grey levels, give or take what JPEG adds: share 0.9997 and more,
+against at most 0.85 on 126 films and slices."""
+
+FOUND = ("sha256", "pixels", "bytes", "width", "height", "mode", "flat", "refused")
 
 
 def fingerprint(rows: Sequence[Row], settings: Mapping) -> str:
@@ -62,14 +75,14 @@ def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1
     import joblib
     from joblib.externals.loky import get_reusable_executor
 
-    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    targets = [folder / f"{fingerprint(part, settings)[:32]}.parquet" for part in parts]
-    todo = [(part, target) for part, target in zip(parts, targets, strict=True) if not target.exists()]
-    left = sum(len(part) for part, _ in todo)
+    units = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    targets = [folder / f"{fingerprint(unit, settings)[:32]}.parquet" for unit in units]
+    todo = [(unit, target) for unit, target in zip(units, targets, strict=True) if not target.exists()]
+    left = sum(len(unit) for unit, _ in todo)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("reading pictures", total=len(rows), completed=len(rows) - left)
-        calls = (joblib.delayed(_read_chunk)(_loaded(part), target, settings) for part, target in todo)
+        calls = (joblib.delayed(_read_chunk)(_loaded(unit), target, settings) for unit, target in todo)
         jobs = max(1, min(jobs, len(todo)))
         for count in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(calls):
             progress.advance(task, count)
@@ -90,6 +103,10 @@ def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
             for name in FOUND:
                 setattr(entry, name, record[name])
             entries.append(entry)
+    masks = mask_twins((entry.source, entry.path, bool(entry.flat)) for entry in entries if not entry.refused)
+    for entry in entries:
+        if (entry.source, entry.path) in masks:
+            entry.refused = MASK
     return entries
 
 
@@ -143,6 +160,7 @@ def _chunk_schema():
         "descriptor": pa.large_binary(),
         "patient": pa.list_(pa.string()),
         **{name: pa.string() for name in FOUND},
+        "flat": pa.bool_(),
         **{name: pa.int64() for name in ("bytes", "width", "height")},
     }
     return pa.schema(types.items())
@@ -154,8 +172,12 @@ def _record(row: Row, settings: Mapping) -> dict:
     try:
         content = read_bytes(row.ref)
         record |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if what := pointer(content):
+            return record | {"refused": what}
         header = _header(content)
         record |= {"mode": header.mode, "width": header.width, "height": header.height}
+        if header.left_out:
+            return record | {"refused": header.left_out}
         grey = read_image(content, modality=row.modality)
     except (ImageRefused, OSError) as error:
         return record | {"refused": _reason(error)}
@@ -164,7 +186,20 @@ def _record(row: Row, settings: Mapping) -> dict:
         "image": _encoded(content, grey, header.plain, settings["long_side"]),
         "descriptor": describe(grey).tobytes() if settings["describe"] else None,
         "patient": header.patient,
+        "flat": is_flat(grey),
     }
+
+
+def is_flat(grey: Image.Image) -> bool:
+    """Whether nearly all pixels have one of a few grey levels, as in a drawn mask."""
+    counts = np.array(grey.histogram(), float)
+    total = 0.0
+    for _ in range(FLAT_LEVELS):
+        peak = int(counts.argmax())
+        around = slice(max(0, peak - FLAT_WIDTH), peak + FLAT_WIDTH + 1)
+        total += counts[around].sum()
+        counts[around] = 0
+    return total >= FLAT_SHARE * grey.width * grey.height
 
 
 def _reason(error: Exception) -> str:
@@ -183,6 +218,7 @@ class _Header:
     height: int | None = None
     plain: bool = False
     patient: tuple[str, ...] = ()
+    left_out: str | None = None
 
 
 def _header(content: bytes) -> _Header:
@@ -202,15 +238,42 @@ def _dicom_header(content: bytes) -> _Header:
     import pydicom
 
     tags = ["PatientID", "StudyInstanceUID", "PhotometricInterpretation", "Rows", "Columns"]
-    header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=tags)
+    views = ["Modality", "ImageType", "ViewPosition", "ViewCodeSequence", "PatientOrientation"]
+    header = pydicom.dcmread(
+        io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[*tags, *views]
+    )
     ids = {name: str(header.get(name) or "").strip() for name in tags[:2]}
     patient = [
         hashlib.sha256(f"{name}:{value}".encode()).hexdigest()
         for name, value in ids.items()
-        if value.lower() not in NO_PATIENT
+        if value.strip("0") and not names_nobody(value)
     ]
     mode = f"DICOM {header.get('PhotometricInterpretation', '')}".strip()
-    return _Header(mode, header.get("Columns"), header.get("Rows"), patient=tuple(patient))
+    return _Header(
+        mode, header.get("Columns"), header.get("Rows"), False, tuple(patient), _dicom_view(header)
+    )
+
+
+def _dicom_view(header: "Dataset") -> str | None:
+    """Why a DICOM picture is not learnt from: a localizer of a CT, or a film from the side.
+
+    The view is said by ViewPosition, by ViewCodeSequence, or by PatientOrientation, whose first value says where the
+    rows lead: to the front or back (A, P) on lateral films (PS3.3 C.7.6.1.1.1, C.8.11.7).
+    """
+    kinds = header.get("ImageType") or []
+    if {str(kind).upper() for kind in ([kinds] if isinstance(kinds, str) else kinds)} & {
+        "LOCALIZER",
+        "SCOUT",
+    }:
+        return LOCALIZER
+    if header.get("Modality") == "CT":
+        return None
+    meanings = [item.get("CodeMeaning", "") for item in header.get("ViewCodeSequence") or []]
+    words = {exact(word) for word in (header.get("ViewPosition") or "", *meanings)}
+    directions = header.get("PatientOrientation") or []
+    sideways = len(directions) == 2 and str(directions[0])[:1] in ("A", "P")
+    lateral = any(SIDE_VIEWS.get(word) == LATERAL or word.endswith("lateral") for word in words)
+    return LATERAL if lateral or sideways else None
 
 
 def _encoded(content: bytes, grey: Image.Image, plain: bool, long_side: int | None) -> bytes:

@@ -14,20 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hub_model.archives import is_archive
 from hub_model.hub_folder import MODALITIES
 
-from .files import ZIP_LIMIT, Cell, DataRefused, list_folder, list_zip
-from .labels import (
-    KNOWN_COLUMNS,
-    LAYOUT,
-    SPLIT_NAMES,
-    TABLE_NAMES,
-    Reader,
-    Row,
-    label_words,
-    layout_rows,
-    table_rows,
-)
+from .files import ZIP_LIMIT, Cell, DataRefused, list_archive, list_folder
+from .labels import LAYOUT, SPLIT_NAMES, Reader, Row, label_words
+from .layout import layout_rows
+from .tables import TABLE_NAMES, known_ids, table_rows, tables_among
 
 ANOTHER_MODALITY = "another modality"
 """How `Row.skipped` begins for a good picture that is not of the modality asked for."""
@@ -107,22 +100,22 @@ def _adopt(row: Row, name: str, explicit: bool, modality: str | None) -> Row:
 
 def _open(place: str | Path, reader: Reader, zip_limit: int) -> list[Row]:
     if isinstance(place, str):
-        return _dataset_rows(_hub_dataset(place), reader)
-    loops: list[str] = []
+        return _dataset_rows(_hub_dataset(place), reader, None)
+    left: dict[str, str] = {}
     if place.is_dir():
         if _is_dataset_folder(place):
-            return _dataset_rows(_local_dataset(place), reader)
-        files, loops = list_folder(place)
+            return _dataset_rows(_local_dataset(place), reader, place)
+        files, left = list_folder(place)
         reader = replace(reader, above=(place.resolve().name,))
-    elif zipfile.is_zipfile(place):
-        files = list_zip(place, zip_limit)
+    elif is_archive(place) or zipfile.is_zipfile(place):
+        files = list_archive(place, zip_limit)
     else:
         raise DataRefused(
-            f"{place}: neither a folder nor a zip archive. {LAYOUT}. Unpack other archives first."
+            f"{place}: neither a folder nor a zip archive (nor a tar). {LAYOUT}. Unpack other archives first."
         )
-    tables = [file for file in files if file.name.lower() in TABLE_NAMES]
+    tables = tables_among(files)
     rows = table_rows(tables, files, reader) if tables else layout_rows(files, reader)
-    return rows + [Row(None, path, skipped="a link back to a folder above it") for path in loops]
+    return rows + [Row(None, path, skipped=why) for path, why in left.items()]
 
 
 # --- datasets -------------------------------------------------------------------------------------
@@ -163,39 +156,45 @@ def _hub_dataset(name: str) -> Any:
         ) from error
 
 
-def _dataset_rows(dataset: Any, reader: Reader) -> list[Row]:
+def _dataset_rows(dataset: Any, reader: Reader, root: Path | None) -> list[Row]:
     import datasets
 
     rows = []
-    for name, part in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
-        column = next((key for key, kind in part.features.items() if isinstance(kind, datasets.Image)), None)
-        if column is None or "label" not in part.column_names:
+    for name, split in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
+        column = next((key for key, kind in split.features.items() if isinstance(kind, datasets.Image)), None)
+        if column is None or "label" not in split.column_names:
             raise DataRefused(
-                f"{reader.place}: a data set with the columns {', '.join(part.column_names)}; needed are one"
+                f"{reader.place}: a data set with the columns {', '.join(split.column_names)}; needed are one"
                 " of images and 'label' (COVID, Non-COVID). Rename them with datasets' rename_column and"
                 " save it again."
             )
-        rows += _part_rows(part.cast_column(column, datasets.Image(decode=False)), column, str(name), reader)
+        cells = split.cast_column(column, datasets.Image(decode=False))
+        rows += _split_rows(cells, column, str(name), reader, root)
+    reader.refuse_unknown()
     if len({(row.source, row.path) for row in rows}) < len(rows):
         rows = [replace(row, path=f"{index:06d}/{row.path}") for index, row in enumerate(rows)]
     return rows
 
 
-def _part_rows(part: Any, column: str, name: str, reader: Reader) -> Iterator[Row]:
-    to_text = getattr(part.features["label"], "int2str", None)
-    for index, entry in enumerate(part.remove_columns(column)):
+def _split_rows(split: Any, column: str, name: str, reader: Reader, root: Path | None) -> Iterator[Row]:
+    to_text = getattr(split.features["label"], "int2str", None)
+    for index, entry in enumerate(split.remove_columns(column)):
+        cell = Cell(split, column, index, root)
         path = str(entry.get("path") or entry.get("file_name") or f"{name or 'row'}-{index:06d}")
-        stamp = f"{part._fingerprint}:{index}"
-        if entry["label"] in (None, -1):  # -1 is what the Hub writes where a test part keeps its labels back
-            yield Row(Cell(part, column, index), path, stamp=stamp, skipped="no label in the data set")
+        stamp = f"{split._fingerprint}:{index}"
+        held_back = (
+            bool(to_text) and entry["label"] == -1
+        )  # as the Hub writes labels that a test split keeps back
+        if held_back or entry["label"] in (None, ""):
+            yield Row(cell, path, stamp=stamp, skipped="no label in the data set")
             continue
         yield Row(
-            Cell(part, column, index),
+            cell,
             path,
             source=str(entry.get("source") or ""),
-            label=reader.label(to_text(entry["label"]) if to_text else entry["label"]),
             modality=reader.kind(entry.get("modality") or reader.modality, path),
-            known=tuple(f"{key}:{entry[key]}" for key in KNOWN_COLUMNS if entry.get(key)),
+            known=known_ids(entry),
             official_split=SPLIT_NAMES.get(name.lower()),
             stamp=stamp,
+            **reader.labelled(to_text(entry["label"]) if to_text else entry["label"]),
         )

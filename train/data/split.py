@@ -1,4 +1,4 @@
-"""Which part a picture goes to: whole families, stratified, reproducible; and the proof that none straddles
+"""Which split a picture goes to: whole families, stratified, reproducible; and the proof that none straddles
 two.
 
 Copies of one original, or pictures of one patient, on both sides of a split turn a score into a memory test
@@ -15,7 +15,7 @@ from hub_model.hub_folder import LABELS
 from .files import DataRefused
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("family", "official", "random")
+SPLIT_KINDS = ("family", "official", "random")
 RATIOS = (0.70, 0.15, 0.15)
 """Shares of train, validation and test."""
 
@@ -56,10 +56,10 @@ def assign_splits(
 
     Returns:
         "train", "validation" or "test" per row; None for a picture that must be left out: it has no official
-        part, or a later part holds a member of its family.
+        split, or a later split holds a member of its family.
 
     Raises:
-        DataRefused: unknown kind, bad ratios, or a class with too few families to be in all three parts.
+        DataRefused: unknown kind, bad ratios, or a class with too few families to be in all three.
     """
     check_split(kind, ratios)
     shares = dict(zip(SPLITS, ratios, strict=True))
@@ -72,16 +72,16 @@ def assign_splits(
 
 def check_split(kind: str, ratios: Sequence[float]) -> None:
     """Raises DataRefused for an unknown kind or bad ratios, before any work is done."""
-    if kind not in KINDS:
-        raise DataRefused(f"Split {kind!r}: accepted are {', '.join(map(repr, KINDS))}.")
+    if kind not in SPLIT_KINDS:
+        raise DataRefused(f"Split {kind!r}: accepted are {', '.join(map(repr, SPLIT_KINDS))}.")
     if len(ratios) != len(SPLITS) or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise DataRefused(
             f"Ratios {tuple(ratios)}: needed are three shares above 0 that add up to 1, as {RATIOS}."
         )
 
 
-def audit(rows: Iterable[Picture]) -> None:
-    """Prove that no family and no picture (by its pixels) is in two parts.
+def prove_no_leak(rows: Iterable[Picture]) -> None:
+    """Prove that no family and no picture (by its pixels) is in two splits.
 
     Raises:
         LeakError: names the first few families that straddle, and how many there are.
@@ -90,19 +90,19 @@ def audit(rows: Iterable[Picture]) -> None:
     for row in rows:
         if row.split not in SPLITS or not row.family:
             raise LeakError(
-                f"{row.path} has the family {row.family!r} and the part {row.split!r}; both must be set."
+                f"{row.path} has the family {row.family!r} and the split {row.split!r}; both must be set."
             )
         homes["family", row.family].setdefault(row.split, row.path)
         homes["picture", row.pixels].setdefault(row.split, row.path)
-    straddling = [(kind, name, parts) for (kind, name), parts in homes.items() if len(parts) > 1]
+    straddling = [(kind, name, places) for (kind, name), places in homes.items() if len(places) > 1]
     if straddling:
         shown = "; ".join(
             f"{kind} {name[:16]} in "
-            + " and ".join(f"{part} ({path})" for part, path in sorted(parts.items()))
-            for kind, name, parts in straddling[:3]
+            + " and ".join(f"{split} ({path})" for split, path in sorted(places.items()))
+            for kind, name, places in straddling[:3]
         )
         raise LeakError(
-            f"This split leaks: {len(straddling)} families or pictures are in more than one part. {shown}. "
+            f"This split leaks: {len(straddling)} families or pictures are in more than one split. {shown}. "
             "Make a new split by family (prepare --split family)."
         )
 
@@ -123,9 +123,9 @@ def _strata(row: Picture) -> list[Stratum]:
 def _dealt(
     rows: Sequence[Picture], units: Sequence[str], seed: int, shares: Mapping[str, float]
 ) -> list[str]:
-    """Deal units (families, or single pictures), each whole to one part.
+    """Deal units (families, or single pictures), each whole to one split.
 
-    Largest first, each to the part that would be the least full after it, relative to its share: the rule for
+    Largest first, each to the split that would be the least full after it, relative to its share: the rule for
     scheduling on machines of different speed (Graham's LPT), here on all strata of a unit at once.
     """
     counts: dict[str, Counter[Stratum]] = defaultdict(Counter)
@@ -150,34 +150,34 @@ def _shuffled(seed: int, unit: str) -> bytes:
     return hashlib.sha256(f"{seed}:{unit}".encode()).digest()
 
 
-def _fill_empty(home: dict[str, str], counts: Mapping[str, Counter[Stratum]], parts: Sequence[str]) -> None:
-    """Give every class a family in every part, where few families left one empty (moves the smallest)."""
+def _fill_empty(home: dict[str, str], counts: Mapping[str, Counter[Stratum]], splits: Sequence[str]) -> None:
+    """Give every class a family in every split, where few families left one empty (moves the smallest)."""
     for key in sorted({key for count in counts.values() for key in count if len(key) == 2}):
         holders = sorted(
             (unit for unit in home if counts[unit][key]), key=lambda unit: (counts[unit].total(), unit)
         )
-        if len(holders) < len(parts):
+        if len(holders) < len(splits):
             modality, label = key
             raise DataRefused(
                 f"{modality}: class {LABELS[int(label)]} has {len(holders)} families; a split needs at least"
-                f" {len(parts)}, one for each of {', '.join(parts)}. Add pictures of other patients."
+                f" {len(splits)}, one for each of {', '.join(splits)}. Add pictures of other patients."
             )
-        for split in parts:
+        for split in splits:
             per_split = Counter(home[unit] for unit in holders)
             if not per_split[split]:
-                richest = max(parts, key=lambda one: (per_split[one], one == "train"))
+                richest = max(splits, key=lambda one: (per_split[one], one == "train"))
                 home[next(unit for unit in holders if home[unit] == richest)] = split
 
 
 def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -> list[str | None]:
-    """Published parts where a modality has them, cleaned of copies towards the later part; else by family.
+    """Published splits where a modality has them, cleaned of copies towards the later split; else by family.
 
     Where test is published but no validation, families of train are dealt to the two.
     """
     splits: list[str | None] = [row.official_split for row in rows]
     if not any(splits):
         raise DataRefused(
-            "No row names an official part (a column official_split or split with train, validation, test). "
+            "No row names an official split (a column official_split or split with train, validation, test). "
             "Add the column, or split by family."
         )
     for modality in sorted({row.modality for row in rows}):
@@ -185,7 +185,7 @@ def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -
         published = {splits[index] for index in own} - {None}
         if published and not {"train", "test"} <= published:
             raise DataRefused(
-                f"{modality}: its official parts are {', '.join(sorted(published))}; train and test must be"
+                f"{modality}: its official splits are {', '.join(sorted(published))}; train and test must be"
                 " among them. Complete the column, or split by family."
             )
         dealt = {} if published == set(SPLITS) else dict(shares)
@@ -214,13 +214,13 @@ def random_crossings(
     """What a random split of the same pictures would do: families on two sides, test pictures known from
     training."""
     splits = assign_splits(rows, "random", seed, ratios)
-    parts: dict[str, set[str]] = defaultdict(set)
+    homes: dict[str, set[str]] = defaultdict(set)
     for row, split in zip(rows, splits, strict=True):
-        parts[row.family].add(split)
+        homes[row.family].add(split)
     tested = [row for row, split in zip(rows, splits, strict=True) if split == "test"]
     return {
-        "families_crossing": sum(len(found) > 1 for found in parts.values()),
-        "families": len(parts),
-        "test_pictures_with_family_in_train": sum("train" in parts[row.family] for row in tested),
+        "families_crossing": sum(len(found) > 1 for found in homes.values()),
+        "families": len(homes),
+        "test_pictures_with_family_in_train": sum("train" in homes[row.family] for row in tested),
         "test_pictures": len(tested),
     }

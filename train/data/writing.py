@@ -15,14 +15,14 @@ from .split import LEAKING, SPLITS, split_hash
 FORMAT = 1
 ROW_GROUP = 100
 ROW_GROUP_BYTES = 32 * 2**20
-"""Pictures, and bytes of pictures, held at a time per part."""
+"""Pictures, and bytes of pictures, held at a time per split."""
 
 SHARD_BYTES = 400 * 2**20
 SPLIT_FILE = "split.json"
 MANIFEST_FILE = "manifest.parquet"
-KINDS = {
+HOW_SPLIT = {
     "family": "by family",
-    "official": "as published (by family where nothing is), without copies of later parts in earlier ones",
+    "official": "as published (by family where nothing is), without copies of later splits in earlier ones",
     "random": f"at random ({LEAKING})",
 }
 
@@ -38,14 +38,14 @@ def features():
 
 
 def write_pictures(folder: Path, pictures: Iterable[tuple[Entry, bytes]]) -> dict[str, int]:
-    """Stream pictures to the parquet shards of their part.
+    """Stream pictures to the parquet shards of their split.
 
     Args:
-        folder: of the shards, `{part}-00000-of-0000N.parquet`.
-        pictures: entries that have a part, with their encoded picture.
+        folder: of the shards, `{split}-00000-of-0000N.parquet`.
+        pictures: entries that have a split, with their encoded picture.
 
     Returns:
-        Bytes of encoded pictures per part.
+        Bytes of encoded pictures per split.
     """
     writers = {split: _Shards(folder, split) for split in SPLITS}
     for entry, image in pictures:
@@ -66,7 +66,7 @@ def _line(entry: Entry, image: bytes) -> dict:
 
 
 class _Shards:
-    """The shards of one part; holds at most one row group."""
+    """The shards of one split; holds at most one row group."""
 
     def __init__(self, folder: Path, split: str):
         self.folder, self.split = folder, split
@@ -123,7 +123,7 @@ def write_split(path: Path, placed: Sequence[Entry], settings: Mapping) -> None:
 
 
 def write_card(path: Path, placed: Sequence[Entry], sizes: Mapping[str, int], settings: Mapping) -> None:
-    """Write README.md with the YAML block by which `datasets` knows columns and parts without reading
+    """Write README.md with the YAML block by which `datasets` knows columns and splits without reading
     them."""
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -153,16 +153,16 @@ def _card_text(placed: Sequence[Entry], settings: Mapping) -> str:
             ),
             "",
         ]
-    lines += ["| modality | part | " + " | ".join(LABELS) + " |", "| --- | --- |" + " ---: |" * len(LABELS)]
-    for modality, parts in counts(placed).items():
-        for split, numbers in parts.items():
+    lines += ["| modality | split | " + " | ".join(LABELS) + " |", "| --- | --- |" + " ---: |" * len(LABELS)]
+    for modality, splits in counts(placed).items():
+        for split, numbers in splits.items():
             cells = " | ".join(f"{numbers[label]:,}" for label in LABELS)
             lines.append(f"| {modality} | {split} | {cells} |")
     families = len({entry.family for entry in placed})
     lines += [
         "",
         (
-            f"Split {KINDS[settings['split']]}, seed {settings['seed']}; {families:,} families. `family`"
+            f"Split {HOW_SPLIT[settings['split']]}, seed {settings['seed']}; {families:,} families. `family`"
             " joins copies of one original and pictures of one patient. `manifest.parquet` lists every file"
             " met, the refused ones with the reason; `leak_report.json` says what a random split would have"
             " done."

@@ -8,8 +8,6 @@ mark, because a network would read it. Nothing learnt or measured on phantoms sa
 import csv
 import io
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +22,9 @@ from rich.progress import track
 from hub_model.dicom import LUNG_WINDOW, lung_window
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
 from hub_model.refused import Refused
+from hub_model.whole import whole_folder
 
-from ..data.files import writing
+from ..data.files import explain_write_errors
 from .imaging import OUTSIDE, axial_slice, draw_pose, draw_scan, field_of_view, film
 from .thorax import Thorax
 
@@ -105,7 +104,7 @@ def phantom(
     if _is_done(out, settings):
         console.print(f"{out}: holds these very phantoms already", soft_wrap=True)
         return out
-    with writing(out):
+    with explain_write_errors(out):
         count = _write(out, settings, console)
     told = f"{out}: {count:,} pictures of {settings.patients:,} synthetic patients"
     console.print(told, soft_wrap=True)
@@ -114,24 +113,18 @@ def phantom(
 
 def _write(out: Path, settings: Settings, console: Console) -> int:
     """Draw and write everything, whole or not at all; returns the number of pictures."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     lines = []
-    try:
+    with whole_folder(out) as folder:
         for number in track(range(settings.patients), "drawing synthetic patients", console=console):
-            lines += _write_patient(partial, settings, number)
+            lines += _write_patient(folder, settings, number)
         if settings.dicom and settings.modality != "xray":
-            _write_series(partial, settings.seed)
-        with open(partial / "metadata.csv", "w", newline="", encoding="utf-8") as stream:
+            _write_series(folder, settings.seed)
+        with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(sorted(lines, key=lambda line: line["file_name"]))
-        (partial / "README.txt").write_text(README, "utf-8")
-        (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", "utf-8")
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / "README.txt").write_text(README, "utf-8")
+        (folder / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", "utf-8")
     return len(lines)
 
 
@@ -148,7 +141,7 @@ def _check(settings: Settings, asked: int | None) -> None:
     if asked is not None and not 2 <= asked <= settings.n:
         raise PhantomRefused(
             f"{asked} patients for {settings.n} pictures per modality: needed are at least 2 patients (one "
-            "of each class), and a picture for each. Six or more can be split into three parts."
+            "of each class), and a picture for each. Six or more can be split into three."
         )
 
 
