@@ -40,7 +40,8 @@ def _sentence(docstring: str) -> str:
 def _entry(name: str, thing: object) -> str:
     home = sys.modules.get(getattr(thing, "__module__", None) or "")
     if home is None or not hasattr(thing, "__name__"):
-        return f"### {name}\n\n```python\n{name} = {thing!r}\n```"
+        shown = repr(thing).replace("'", '"')
+        return f"### {name}\n\n```python\n{name} = {shown}\n```"
     node = next(node for node in _tree(home).body if isinstance(node, Named) and node.name == name)
     parts = [f"### {name}", _signature(node), _prose(ast.get_docstring(node) or "")]
     if isinstance(node, ast.ClassDef):
