@@ -27,6 +27,7 @@ VERBS = {
     "prepare": Verb("data.prepare:prepare", "Make one data set with leak-free splits from any collections."),
     "explore": Verb("data.explore:explore", "Report on one page what a data set holds and what gives its labels away."),
     "start": Verb("fit.starting_points:start", "Carry ImageNet weights over to a stock timm architecture."),
+    "outline": Verb("data.outline:outline", "Outline the lungs of CT slices by their grey levels."),
     "lungs": Verb("fit.lungs:train_lungs", "Train the network that finds lungs, from outlines."),
     "fit": Verb("fit.fit:fit", "Train a network; a killed run resumes when the same command is given again."),
     "tune": Verb("fit.tune:tune", "Search the penalties of a steady head over sources and families left out."),

@@ -140,6 +140,18 @@ def test_validation_is_taken_from_train_where_none_is_published():
     prove_no_leak(pictures)
 
 
+def test_a_collection_without_official_parts_trains_beside_one_that_has_them():
+    published = [
+        Picture(f"{label}-{part}-{i}", f"{label}-{part}-{i}", label, official_split=part)
+        for label in (0, 1) for part in ("train", "validation", "test") for i in range(3)
+    ]  # fmt: skip
+    other = [Picture(f"o{i}", f"o{i}", i % 2, source="other") for i in range(6)]
+    other.append(Picture("copy", published[-1].family, 1, source="other"))  # of a test picture
+    place(published + other, "official")
+    assert [p.split for p in other] == ["train"] * 6 + [None]
+    assert [p.split for p in published] == [p.official_split for p in published]
+
+
 def test_official_split_needs_a_test_part():
     pictures = collection()
     pictures[0].official_split = "train"

@@ -50,7 +50,8 @@ def assign_splits(
     Args:
         rows: the pictures; their `split` is not looked at.
         kind: "family" keeps families together; "official" takes `official_split` for the modalities that have
-            it and treats the others as "family"; "random" deals single pictures and so leaks copies.
+            it, where collections without any go to train, and treats the others as "family"; "random" deals
+            single pictures and so leaks copies.
         seed: of the order in which equals are dealt. The order of `rows` does not matter.
         ratios: shares of train, validation and test, of the pictures of every class and source.
 
@@ -172,7 +173,8 @@ def _fill_empty(home: dict[str, str], counts: Mapping[str, Counter[Stratum]], sp
 def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -> list[str | None]:
     """Published splits where a modality has them, cleaned of copies towards the later split; else by family.
 
-    Where test is published but no validation, families of train are dealt to the two.
+    Where test is published but no validation, families of train are dealt to the two. A collection without
+    parts of its own beside one that has them is for training alone: the published parts stay comparable.
     """
     splits: list[str | None] = [row.official_split for row in rows]
     if not any(splits):
@@ -198,6 +200,11 @@ def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -
                 own, _dealt(some, [row.family for row in some], seed, dealt), strict=True
             ):
                 splits[index] = split
+        if published:
+            parted = {row.source for row in rows if row.modality == modality and row.official_split}
+            for index, row in enumerate(rows):
+                if row.modality == modality and row.source not in parted:
+                    splits[index] = "train"
     last: dict[str, int] = {}
     for row, split in zip(rows, splits, strict=True):
         if split:

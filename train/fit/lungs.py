@@ -19,6 +19,7 @@ from hub_model.lung_net import LungNet
 from hub_model.refused import Refused
 
 from ..data.dataset import load_data, open_data
+from ..data.outline import further
 from ..measure.foreign import foreign_pictures
 from ..measure.metrics import family_weights, record
 
@@ -78,6 +79,9 @@ def train_lungs(
     ],
     out: Annotated[Path, typer.Option(help="folder to write")],
     modality: Annotated[str, typer.Option(help="xray or ct")] = "xray",
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="folder of further outlined pictures, as for outline; may repeat")
+    ] = None,
     without_source: Annotated[
         list[str] | None, typer.Option(help="source whose outlines are kept out and measured on; may repeat")
     ] = None,
@@ -107,6 +111,9 @@ def train_lungs(
         for row in _outlined_rows(parts[name], files):
             place = unseen if row["source"] in apart else train if name == "train" else held_out
             place.add(row["image"].convert("L"), _outline(files[row["path"]]), row["path"], row["family"])
+    for name, picture in further(unlabelled or []):
+        if name in files:
+            train.add(picture, _outline(files[name]), name, name)
     if not train.names or not any((outline > 127).any() for outline in train.outlines):
         raise OutlinesRefused(
             f"{masks}: none of its {len(files)} outlines belongs to a picture of the train split. The column `film` of "
