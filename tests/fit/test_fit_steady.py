@@ -90,6 +90,23 @@ def test_without_consistency_labels_stay_the_targets(archive):
     assert torch.equal(images.targets, before) and not images.any_look
 
 
+def test_an_expert_speaks_to_the_teacher_alone(archive):
+    images, alone = images_of(archive, 1), images_of(archive, 1)
+    rng = np.random.default_rng(0)
+    images.expert = (rng.normal(size=(len(images), 4)) + 3 * images.labels[:, None].numpy()).astype(
+        np.float16
+    )
+    first, second = network(), network()
+    steady_head(first, images, CFG, RECIPES["tiny_steady"], seed=0)
+    steady_head(second, alone, CFG, RECIPES["tiny_steady"], seed=0)
+    assert torch.equal(first.get_classifier().weight, second.get_classifier().weight)
+    apart = [
+        float(i.targets[i.labels == 1, 1].mean() - i.targets[i.labels == 0, 1].mean())
+        for i in (images, alone)
+    ]
+    assert apart[0] > apart[1]
+
+
 def test_the_head_stays_precise_in_bfloat16():
     head = torch.nn.Linear(512, 2)
     features = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)) + 30

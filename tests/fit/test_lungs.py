@@ -55,7 +55,7 @@ def outlined(tmp_path_factory):
 def trained(outlined):
     folder = outlined / "lungs"
     told = train_lungs(
-        [str(outlined / "data")], outlined / "masks", folder, families="known", steps=25, bf16=False
+        [str(outlined / "data")], [outlined / "masks"], folder, families="known", steps=25, bf16=False
     )
     return folder, told
 
@@ -80,7 +80,7 @@ def test_it_is_small(trained):
 def test_outlines_of_other_pictures_are_named(outlined, tmp_path):
     (tmp_path / "masks.csv").write_text("mask,film\na.png,elsewhere/a.png\n")
     with pytest.raises(OutlinesRefused, match="none of its 1 outlines belongs"):
-        train_lungs([str(outlined / "data")], tmp_path, tmp_path / "out", families="known", steps=1)
+        train_lungs([str(outlined / "data")], [tmp_path], tmp_path / "out", families="known", steps=1)
     assert not (tmp_path / "out").exists()
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from hub_model.hub_folder import MODALITIES
 
+from . import split as split_code
 from .files import DataRefused
 from .grouping import code_hash
 from .manifest import read_manifest
@@ -126,7 +127,7 @@ def prepared_folder(
         return Path(places[0]).expanduser()
     rows = open_sources(places, modality, labels)
     settings = {key: usual if asked.get(key) is None else asked[key] for key, usual in USUAL.items()}
-    cached = _cache() / fingerprint(rows, {**settings, "code": code_hash()})[:32]
+    cached = _cache() / fingerprint(rows, {**settings, "code": code_hash(split_code)})[:32]
     with FileLock(f"{cached}.lock"):  # whoever wants the same data at the same time waits for the first
         prepare(places, cached, modality, labels=labels, jobs=jobs, allow_leak=allow_leak, **settings)
     return cached

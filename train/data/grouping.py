@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from rich.console import Console
@@ -19,9 +20,10 @@ from .reading import column_of
 
 
 @cache
-def code_hash() -> str:
-    """SHA-256 of the code that finds look-alikes: what another version found is not used again."""
-    return hashlib.sha256(Path(families.__file__).read_bytes()).hexdigest()
+def code_hash(*modules: ModuleType) -> str:
+    """SHA-256 of the code that finds look-alikes, and of some modules: what another version made is not used again."""
+    code = b"".join(Path(module.__file__).read_bytes() for module in (families, *modules))
+    return hashlib.sha256(code).hexdigest()
 
 
 def group(entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, look: bool, jobs: int) -> None:

@@ -1,8 +1,9 @@
 """Outline the lungs of CT slices by their grey levels: what a lung network for CT learns from.
 
-Air is dark and tissue bright in every window that shows the chest. Otsu's threshold (1979, IEEE Trans. Syst. Man Cybern.
-9:62-66) parts them; the largest bright piece, its holes filled, is the body; large dark pieces inside it are lungs. Small
-pieces (windpipe, bowel) are left out and vessels closed over. Known to miss consolidated lung beside the chest wall.
+Air is dark and tissue bright in every window that shows the chest. Otsu's threshold (1979, IEEE Trans. Syst. Man
+Cybern. 9:62-66) parts them; the largest bright piece, its holes filled, is the body; large dark pieces inside it are
+lungs. Small pieces (windpipe, bowel) are left out and vessels closed over. Known to miss consolidated lung beside the
+chest wall.
 """
 
 import csv
@@ -84,7 +85,9 @@ def outline(
         DataRefused: data that cannot be used, or no slice that can be outlined.
     """
     parts = load_data(data, modality="ct", seed=seed, split=split, families=families)
-    rows = [(row["path"], row["image"].convert("L")) for name in ("train", "validation") for row in parts[name]]
+    rows = [
+        (row["path"], row["image"].convert("L")) for name in ("train", "validation") for row in parts[name]
+    ]
     out.mkdir(parents=True, exist_ok=True)
     counts, table = {"outlined": 0, "without lungs": 0, "left out": 0}, []
     for path, picture in track([*rows, *further(unlabelled or [])], "outlining", transient=True):
@@ -99,9 +102,13 @@ def outline(
         counts[kind] += 1
         name = f"{len(table):06d}.png"
         Image.fromarray(mask).save(out / name, optimize=True)
-        table.append({"mask": name, "film": path, "made_by": "grey levels", "share": round(float(mask.mean()), 3)})
+        table.append(
+            {"mask": name, "film": path, "made_by": "grey levels", "share": round(float(mask.mean()), 3)}
+        )
     if not counts["outlined"]:
-        raise DataRefused(f"Of {len(rows)} slices none could be outlined by its grey levels. Are these CT slices of lungs?")
+        raise DataRefused(
+            f"Of {len(rows)} slices none could be outlined by its grey levels. Are these CT slices of lungs?"
+        )
     with whole_file(out / "masks.csv") as new, open(new, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(table[0]))
         writer.writeheader()

@@ -33,6 +33,7 @@ class Images(torch.utils.data.Dataset):
         paths: (N,) what an error message calls each.
         families: (N,) str; by default each picture is its own.
         copies: (N, K, 1, H, W) uint8, strongly changed copies of each (`hub_model.changes.random_copy`); K may be 0.
+        expert: (N, E) float16, what an expert makes of each (`train.fit.experts`); None where none was asked.
         any_look: whether an item is drawn from the picture and its copies alike, or is the picture as it came.
     """
 
@@ -50,6 +51,7 @@ class Images(torch.utils.data.Dataset):
         self.sources, self.paths = np.asarray(sources), list(paths)
         self.families = np.asarray(self.paths if families is None else families)
         self.copies = pixels.new_empty((len(pixels), 0, *pixels.shape[1:])) if copies is None else copies
+        self.expert: np.ndarray | None = None
         self.any_look = False
 
     def __len__(self) -> int:

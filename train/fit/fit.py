@@ -22,7 +22,7 @@ from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
 from ..data.dataset import Origin, open_data
-from . import backbones, distillation, probe, speed, steady
+from . import backbones, distillation, experts, probe, speed, steady
 from . import trainer as training
 from .batches import Batches, Images, read_images
 from .settings import Settings, with_settings
@@ -164,6 +164,11 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
         name: read_images(known[name], transform, cfg, name, number, settings.seed)
         for name, number in copies.items()
     }
+    if settings.expert:
+        bf16 = speed.faster_in_bf16(network.model) if settings.bf16 is None else settings.bf16
+        images["train"].expert = experts.ask(
+            experts.load_expert(settings.expert), images["train"].pixels, bf16
+        )
     if settings.teacher:
         images["train"] = distillation.with_teachers(
             images["train"], known["train"], settings, transform, network.config

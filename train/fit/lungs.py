@@ -75,12 +75,14 @@ class Outlined:
 def train_lungs(
     data: Annotated[list[str], typer.Option(help="folder, zip, prepared dataset or Hub id; may repeat")],
     masks: Annotated[
-        Path, typer.Option(help="folder with masks.csv (columns mask, film) and the outlines as PNG")
+        list[Path],
+        typer.Option(help="folder with masks.csv (columns mask, film) and the outlines as PNG; may repeat"),
     ],
     out: Annotated[Path, typer.Option(help="folder to write")],
     modality: Annotated[str, typer.Option(help="xray or ct")] = "xray",
     unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="folder of further outlined pictures, as for outline; may repeat")
+        list[Path] | None,
+        typer.Option(help="folder of further outlined pictures, as for outline; may repeat"),
     ] = None,
     without_source: Annotated[
         list[str] | None, typer.Option(help="source whose outlines are kept out and measured on; may repeat")
@@ -104,7 +106,7 @@ def train_lungs(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     parts, origin = open_data(data, modality, seed=seed, split=split, families=families)
-    files = read_table(masks)
+    files = {film: mask for folder in masks for film, mask in read_table(folder).items()}
     apart = set(without_source or [])
     train, held_out, unseen = Outlined(), Outlined(), Outlined()
     for name in ("train", "validation"):
@@ -116,8 +118,8 @@ def train_lungs(
             train.add(picture, _outline(files[name]), name, name)
     if not train.names or not any((outline > 127).any() for outline in train.outlines):
         raise OutlinesRefused(
-            f"{masks}: none of its {len(files)} outlines belongs to a picture of the train split. The column `film` of "
-            "masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg."
+            f"{', '.join(map(str, masks))}: none of {len(files)} outlines belongs to a picture of the train split. The "
+            "column `film` of masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg."
         )
     outlined = len(train.names)
     _add_lungless(train, parts["train"], data, modality, seed, families)

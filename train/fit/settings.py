@@ -87,6 +87,12 @@ class Settings:
         Path | None,
         typer.Option(help="folder of a lung network: every picture is cut to its lungs, in use too"),
     ] = None
+    expert: Annotated[
+        Path | None,
+        typer.Option(
+            help="safetensors of a chest-CT ResNet-152 that a consistent recipe's teacher listens to besides"
+        ),
+    ] = None
     bf16: Annotated[
         bool | None, typer.Option(help="compute in bfloat16; by default where this CPU is faster so")
     ] = None
@@ -109,6 +115,11 @@ class Settings:
             raise Refused(
                 "--unlabelled images are labelled by teachers, and none was given. Give --teacher FOLDER too, or leave "
                 "--unlabelled out."
+            )
+        if self.expert is not None and (self.modality != "ct" or not self.row.consistent):
+            raise Refused(
+                f"--expert speaks of CT to a recipe with a teacher of its own, not to {self.recipe_name!r} on "
+                f"{self.modality}. Give --modality ct --recipe steady_ct, or leave --expert out."
             )
         _ = self.network_arguments, self.row  # refused here, before anything is read or written
 
@@ -154,7 +165,7 @@ class Settings:
             name: [_last_name(place) for place in told[name]]
             if isinstance(told[name], list)
             else told[name] and _last_name(told[name])
-            for name in ("data", "init", "lungs", "teacher", "unlabelled")
+            for name in ("data", "expert", "init", "lungs", "teacher", "unlabelled")
         }
         return told | places
 

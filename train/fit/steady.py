@@ -40,7 +40,8 @@ def steady_head(
 
     That is consistency distillation: the head's log-odds of a picture, averaged over all its looks, become the target
     of every look alike, so the network learns to answer each look as it answers the mean of them. Half of each target
-    comes from heads that did not learn from the picture's family.
+    comes from heads that did not learn from the picture's family. Where an expert was asked, the teacher is a head on
+    the features of both.
 
     Args:
         network: its classifier is overwritten.
@@ -55,22 +56,26 @@ def steady_head(
     labels, sources = images.labels.numpy(), images.sources
     penalties = {"steady": recipe.steady, "blind": recipe.source_penalty, "ridge": recipe.ridge}
 
-    def fitted(chosen: np.ndarray) -> tuple[np.ndarray, float]:
-        return fit_steady(features[chosen], labels[chosen], sources[chosen], **penalties)
+    def fitted(seen: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, float]:
+        return fit_steady(seen[chosen], labels[chosen], sources[chosen], **penalties)
 
-    slope, intercept = fitted(known)
+    slope, intercept = fitted(features, known)
     weight, head = torch.from_numpy(slope).float(), network.get_classifier()
     with torch.no_grad():
         head.weight.copy_(torch.stack([-weight, weight]).view_as(head.weight) / 2)
         head.bias.copy_(torch.tensor([-intercept, intercept]) / 2)
     if not recipe.consistent:
         return
+    if images.expert is not None:  # the teacher's alone: of the picture as it came, for every look of it
+        told = np.repeat(images.expert[:, None], features.shape[1], 1)
+        features = np.concatenate([features, told], 2)
+        slope, intercept = fitted(features, known)
     odds = features.astype(np.float32).mean(1)
     taught = odds @ slope + intercept
     unseen = taught.copy()
     folds = _folds(images.families, seed)
     for fold in range(FOLDS):
-        some = fitted(known & (folds != fold))
+        some = fitted(features, known & (folds != fold))
         unseen[folds == fold] = odds[folds == fold] @ some[0] + some[1]
     covid = torch.from_numpy(expit((taught + unseen) / 2)).float()
     images.targets, images.any_look = torch.stack([1 - covid, covid], 1), True
