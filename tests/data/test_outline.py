@@ -57,10 +57,10 @@ def test_further_pictures_are_named_from_their_folder_on(tmp_path):
 
 def test_outlines_are_written_with_a_table(tmp_path):
     folder = tmp_path / "data"
-    for label in ("COVID", "Non-COVID"):
+    for label, level in (("COVID", 100), ("Non-COVID", 140)):
         (folder / label).mkdir(parents=True)
         for index in range(8):
-            picture = slice_of(index > 1, 120 + 10 * index, 180 + index)[0]
+            picture = slice_of(index > 1, level + 10 * index, 180 + index)[0]
             Image.fromarray(picture).save(folder / label / f"{index}.png")
     counts = outline([str(folder)], tmp_path / "masks", families="known")
     assert counts["outlined"] > counts["without lungs"] > 0 == counts["left out"]

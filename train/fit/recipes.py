@@ -115,10 +115,10 @@ RECIPES = {
     "steady": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                      warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
                      source_penalty=10.0, consistent=True, input_size=160),
-    # the same for CT, with fewer copies of larger pictures; made for an --expert
-    "steady_ct": Recipe(batch=24, epochs=5, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
-                        warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=4, steady=3.0,
-                        source_penalty=10.0, ridge=0.5, consistent=True, input_size=192),
+    # the same for CT: larger pictures, more rounds of fewer; made for an --expert
+    "steady_ct": Recipe(batch=24, epochs=12, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
+                        warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
+                        source_penalty=10.0, ridge=0.5, consistent=True, input_size=224),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                       weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",
