@@ -7,6 +7,7 @@ chest wall.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -117,7 +118,7 @@ def outline(
     return counts
 
 
-def further(folders: list[Path]):
+def further(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
     """Name, from the folder's own on, and grey picture of every readable file below some folders."""
     for folder in folders:
         for file in sorted(p for p in folder.resolve().rglob("*") if p.is_file()):
