@@ -79,7 +79,7 @@ def test_it_is_small(trained):
 
 def test_outlines_of_other_pictures_are_named(outlined, tmp_path):
     (tmp_path / "masks.csv").write_text("mask,film\na.png,elsewhere/a.png\n")
-    with pytest.raises(OutlinesRefused, match="none of its 1 outlines belongs"):
+    with pytest.raises(OutlinesRefused, match="none of 1 outlines belongs"):
         train_lungs([str(outlined / "data")], [tmp_path], tmp_path / "out", families="known", steps=1)
     assert not (tmp_path / "out").exists()
 
