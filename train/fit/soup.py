@@ -15,7 +15,7 @@ from hub_model import hub_folder
 from hub_model.hub_folder import HubFolder
 from hub_model.refused import Refused
 
-from ..measure.metrics import figures
+from ..measure.metrics import figures, interval
 from ..measure.predict import predict
 from ..measure.provenance import parts_of
 
@@ -51,7 +51,7 @@ def soup(
     first.model.load_state_dict(mean_weights([folder.model.state_dict() for folder in folders]))
     found[str(out)] = _auroc(first, validation)
     for name, figure in found.items():
-        print(f"{name}: validation AUROC {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})")
+        print(f"{name}: validation AUROC {interval(figure)}")
     config = first.config
     hub_folder.save(
         out,
