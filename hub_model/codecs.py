@@ -89,9 +89,8 @@ def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np
     """JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
     import imagecodecs
 
-    if syntax in JPEG_LS and not frame.rstrip(b"\0").endswith(
-        b"\xff\xd9"
-    ):  # CharLS looks for what was cut off for seconds
+    # of a stream that is cut, libjpeg makes half a picture without a word, and CharLS looks for the rest for seconds
+    if frame.rfind(b"\xff\xd9") < frame.rfind(b"\xff\xda"):
         raise StreamRefused("the end is missing")
     values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg8_decode(frame)
     if values.shape[:2] != (image.Rows, image.Columns):
