@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from scipy.special import expit
 
@@ -195,6 +196,22 @@ def test_findings_are_grouped_by_what_collections_say():
     assert [findings.group(*words) for words in said] == [
         "no finding", "tuberculosis", "pneumonia", "other", "", ""
     ]  # fmt: skip
+
+
+def test_findings_come_from_the_tables_of_the_collections(tmp_path):
+    for name, lines in {
+        "one": ["a.png,Pneumonia,", "b.png,No finding,", "c.png,Other,tuberculosis", "d.png,Other,"],
+        "two": ["d.png,Pneumonia,", "e.png,,"],
+    }.items():
+        (tmp_path / name).mkdir()
+        text = "\n".join(["file_name,finding,finding_detail", *lines])
+        (tmp_path / name / "metadata.csv").write_text(text)
+    rows = Dataset.from_dict({"path": ["a.png", "b.png", "c.png", "d.png", "e.png", "f.png"]})
+    given = [str(tmp_path / "one"), f"second={tmp_path / 'two'}", str(tmp_path / "none")]
+    found = findings.of_rows(rows, given)
+    assert found.tolist() == ["pneumonia", "no finding", "tuberculosis", "", "", ""]
+    rows = rows.add_column("finding", ["SARS"] * 6)
+    assert findings.of_rows(rows, given).tolist() == ["other"] * 6
 
 
 def test_specificity_by_finding_counts_the_pictures_without_covid():

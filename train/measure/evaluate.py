@@ -90,7 +90,7 @@ def evaluate(
             "unanswered": int((~everything.answered).sum()),
         },
         "test_by_source": _by_source(test, points, seed),
-        "test_by_finding": finding.by_finding(test, finding.of_rows(rows), points, seed),
+        "test_by_finding": finding.by_finding(test, finding.of_rows(rows, data), points, seed),
     }
     if fitted:
         result["guard"] = guarding.measure_guard(folder, parts["test"], everything, fitted, seed)

@@ -1,5 +1,8 @@
 """What pictures without COVID show instead, where their collection says so: a test errs more on some than on others."""
 
+import csv
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +20,44 @@ WORDS = {
     "pneumonia": ("pneumonia", "viral pneumonia", "bacterial pneumonia", "lung opacity", "consolidation"),
 }
 """Findings that are told apart, each with what collections call it; anything else that is named is "other"."""
+TABLE = "metadata.csv"
 OTHER = "other"
 MIN_PICTURES = 10
 """Findings of fewer test pictures get no figures of their own."""
 
 
-def of_rows(split: "Dataset") -> np.ndarray:
-    """Group what the collections say of each picture (n,): a key of `WORDS`, "other", or "" where they say nothing."""
-    columns = [name for name in ("finding", "finding_detail") if name in split.column_names]
-    told = zip(*(split[name] for name in columns), strict=True) if columns else [()] * len(split)
-    return np.array([group(*words) for words in told])
+def of_rows(split: "Dataset", data: Sequence[str]) -> np.ndarray:
+    """Group what the collections say of each picture (n,): a key of `WORDS`, "other", or "" where they say nothing.
+
+    Args:
+        split: rows with path, and perhaps finding and finding_detail.
+        data: what was given as data; their own tables say it where the rows do not.
+    """
+    if "finding" in split.column_names:
+        details = split["finding_detail"] if "finding_detail" in split.column_names else [""] * len(split)
+        return np.array([group(*words) for words in zip(split["finding"], details, strict=True)])
+    told = told_by(data)
+    return np.array([group(*told.get(path, ("", ""))) for path in split["path"]])
+
+
+def told_by(data: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Read the metadata.csv of folders: path of a picture in its collection -> finding and its detail.
+
+    Collections without such a table, or without a column ``finding`` in it, say nothing; neither does a path that
+    stands in two of them with different findings.
+    """
+    told: dict[str, tuple[str, str]] = {}
+    for place in data:
+        named = place.partition("=")[2]
+        table = Path(named if named and not Path(place).exists() else place).expanduser() / TABLE
+        if not table.is_file():
+            continue
+        with open(table, newline="", encoding="utf-8-sig") as stream:
+            for row in csv.DictReader(stream):
+                words = (row.get("finding") or "", row.get("finding_detail") or "")
+                path = row.get("file_name") or ""
+                told[path] = words if told.get(path, words) == words else ("", "")
+    return told
 
 
 def group(finding: str | None = "", detail: str | None = "") -> str:
