@@ -182,25 +182,25 @@ def _in_mask_folder(file: File, parents: dict[tuple[str, ...], set[str]]) -> boo
     return False
 
 
-def mask_twins(pictures: Iterable[tuple[str, str, bool]]) -> set[tuple[str, str]]:
+def mask_twins(pictures: Iterable[tuple[str, int | None, str, bool]]) -> set[tuple[str, str]]:
     """Flat pictures that lie beside the picture they were drawn for.
 
     Args:
-        pictures: source, path, and whether it has a few grey levels only (see `reading.is_flat`).
+        pictures: source, label, path, and whether it has a few grey levels only (see `reading.is_flat`).
 
     Returns:
-        Source and path of each flat picture that shares its name, less marks such as _mask, with one that is not
-        flat.
+        Source and path of each flat picture that shares its name, less marks such as _mask, with one of its class
+        that is not flat.
     """
     real, flat = set(), []
-    for source, path, is_flat in pictures:
+    for source, label, path, is_flat in pictures:
         stem = PurePosixPath(path).stem.casefold()
         if is_flat:
-            flat.append((source, path, stem))
+            flat.append((source, label, path, stem))
         else:
-            real.add((source, stem))
+            real.add((source, label, stem))
     return {
         (source, path)
-        for source, path, stem in flat
-        if any((source, name) in real for name in (stem, re.sub(r"[\s_.-]+[^\W\d_]+$", "", stem)))
+        for source, label, path, stem in flat
+        if any((source, label, name) in real for name in (stem, re.sub(r"[\s_.-]+[^\W\d_]+$", "", stem)))
     }

@@ -103,7 +103,9 @@ def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
             for name in FOUND:
                 setattr(entry, name, record[name])
             entries.append(entry)
-    masks = mask_twins((entry.source, entry.path, bool(entry.flat)) for entry in entries if not entry.refused)
+    masks = mask_twins(
+        (entry.source, entry.label, entry.path, bool(entry.flat)) for entry in entries if not entry.refused
+    )
     for entry in entries:
         if (entry.source, entry.path) in masks:
             entry.refused = MASK
