@@ -57,6 +57,8 @@ def shown(array: np.ndarray) -> np.ndarray:
 def test_numbers_of_every_type_in_every_way(name, way):
     options = WAYS[way]
     if options.get("predictor"):
+        if name in ("uint64", "int64"):
+            pytest.skip("tifffile writes no predictor for 64-bit integers")
         pytest.importorskip("imagecodecs", reason="writes predictors")
     data = tiff(NUMBERS[name], **options)
     assert np.array_equal(values(data), shown(NUMBERS[name]))
