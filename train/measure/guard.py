@@ -136,8 +136,11 @@ def fit_guard(
 
     unseen_source = {}
     for name in names:
+        held_out = validation.features[validation.sources != name]
+        if not len(held_out):  # all of validation is of this source: no limits could be set without it
+            continue
         without, mask = left_out[(name,)], sources == name
-        bounds = limits(without, validation.features[validation.sources != name], (name,))
+        bounds = limits(without, held_out, (name,))
         scores = without.scores(own[mask])
         refused = np.any([scores[key] > limit for key, limit in bounds.items()], axis=0)
         unseen_source[name] = mean("refused", refused, families[mask], seed)
