@@ -25,7 +25,9 @@ def number(*keys: str, percent: bool = False) -> Callable[[Row], str]:
 
 
 def worst_flip(row: Row) -> str:
-    flips = {name: flip[0] if isinstance(flip, list) else flip for name, flip in (row.get("flips") or {}).items()}
+    flips = {
+        name: flip[0] if isinstance(flip, list) else flip for name, flip in (row.get("flips") or {}).items()
+    }
     if not flips:
         return "-"
     worst = max(flips, key=flips.get)
