@@ -527,7 +527,7 @@ AS_TYPED = {
     "a model of another layout": (
         other_layout,
         "space --repo-id org/page --model org/vit --dry-run",
-        "no timm-style hub folder",
+        "no hub folder of this kind",
     ),
     "no such model": (lambda *_: None, "space --repo-id org/page --model org/none --dry-run", "org/none"),
 }

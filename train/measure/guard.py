@@ -117,7 +117,8 @@ def fit_guard(
     names, counts = np.unique(sources, return_counts=True)
     names = [str(name) for name, count in zip(names, counts, strict=True) if count >= MIN_SOURCE]
     names = names if len(names) > 1 else []
-    left_out = {pair: fit(pair) for size in (1, 2) for pair in itertools.combinations(names, size)}
+    sizes = (1, 2) if len(names) > 2 else (1,)  # without both of two sources nothing would be left
+    left_out = {pair: fit(pair) for size in sizes for pair in itertools.combinations(names, size)}
     whole = fit()
 
     def limits(of: Statistics, held_out: np.ndarray, without: tuple[str, ...] = ()) -> dict[str, float]:

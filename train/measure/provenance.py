@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def data_of(folder: HubFolder, data: list[str]) -> tuple["DatasetDict", Origin]:
     """Open DATA with the very splits that a run was trained on, and say where they come from.
 
-    Prepared data say themselves how they were split; other data are split again as the run's provenance says.
+    Prepared data say themselves how they were split; other data are split again as the run's provenance says. What
+    the run was kept from (`fit --without-source`) is left out of train and validation here too: a trivial classifier
+    or a guard that knew more sources than the network would be no fair comparison.
 
     Raises:
         DataRefused: see `open_data`.
@@ -31,6 +33,10 @@ def data_of(folder: HubFolder, data: list[str]) -> tuple["DatasetDict", Origin]:
             "split. Give the data that fit was given, to the version of covid-xct that fit it where families were "
             "found by look; for new data, use `covid-xct score`, which never touches the calibration."
         )
+    left_out = provenance.get("without_source") or []
+    for name in ("train", "validation"):  # of the test split, sources that had no part in training stay
+        if left_out and name in parts:
+            parts[name] = parts[name].filter(lambda source: source not in left_out, input_columns="source")
     return parts, origin
 
 

@@ -152,6 +152,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "recipe": provenance.get("recipe", {}),
         "soup": _soup(provenance.get("soup") or []),
         "families": provenance.get("families", "found"),
+        "expert": _named(provenance.get("settings", {}).get("expert")),
         "without_source": ", ".join(provenance.get("without_source") or []),
         "training": _training(provenance.get("training")),
         "predictive": _predictive(evaluation, next(iter(screening["operating_points"]))),
@@ -321,10 +322,17 @@ def _worth(sensitivity: float, specificity: float, prior: float) -> tuple[float 
     )
 
 
+def _named(weights: str | None) -> str | None:
+    """A file of weights in words; None where there is none."""
+    return weights and STARTING_POINTS.get(
+        weights, f"the file `{weights}`, of whose origin nothing else is recorded"
+    )
+
+
 def _start(settings: dict, architecture: str) -> str:
     """What the weights were before training, in words."""
     if init := settings.get("init"):
-        return STARTING_POINTS.get(init, f"the file `{init}`, of whose origin nothing else is recorded")
+        return _named(init)
     if settings.get("pretrained"):
         return f"timm's published weights `{settings.get('variant', architecture)}`"
     return "random numbers"
