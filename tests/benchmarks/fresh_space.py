@@ -59,26 +59,16 @@ def make(folder: Path, scratch: Path, hub: Hub) -> None:
 
 
 def install(folder: Path, env: Path, python: str) -> dict:
-    """A new environment with what requirements.txt names; seconds, megabytes and which index was reached."""
+    """A new environment with what requirements.txt names; its seconds and megabytes."""
     wanted = (folder / "requirements.txt").read_text().splitlines()
     began, new = time.monotonic(), not (env / "bin" / "python").is_file()
     if new:
         subprocess.run([python, "-m", "venv", env], check=True)
-    reached = _reached(space.CPU_TORCH)
-    listed = folder.parent / "requirements.txt"
-    listed.write_text("\n".join(line for line in wanted if reached or space.CPU_TORCH not in line))
     pip = [env / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", listed], check=True)
+    subprocess.run([*pip, "-r", folder / "requirements.txt"], check=True)
     size = subprocess.run(["du", "-sm", env], capture_output=True, text=True, check=True).stdout.split()[0]
     seconds = round(time.monotonic() - began) if new else None
-    return {"seconds": seconds, "megabytes": int(size), "requirements": wanted, "cpu_index_reached": reached}
-
-
-def _reached(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=20, follow_redirects=True).is_success
-    except httpx.HTTPError:
-        return False
+    return {"seconds": seconds, "megabytes": int(size), "requirements": wanted}
 
 
 def preload(folder: Path, env: Path, hub: Hub) -> None:
@@ -210,12 +200,9 @@ def report(result: dict) -> None:
     """Write the figures and the table of them."""
     installed, answers = result["installed"], result["answers"]
     result["environment"] = environment("torch", "transformers", "timm", "gradio", "gradio_client")
-    torch = "without CUDA" if installed["cpu_index_reached"] else (
-        "with CUDA from PyPI: the index of CPU builds that the requirements name could not be reached"
-    )  # fmt: skip
     rows = [
         ["requirements installed", f"{installed['seconds']} s" if installed["seconds"] else "reused",
-         f"{installed['megabytes']:,} MB; torch {torch}"],
+         f"{installed['megabytes']:,} MB"],
         ["start to first page", f"{statistics.median(result['start_seconds']):.0f} s",
          f"median of {STARTS}; models from the preloaded cache, no Hub in reach"],
         ["same decision as `Screener`", f"{answers['same_decision']} of {answers['pictures']}",

@@ -19,6 +19,7 @@ def test_every_variant_has_a_recipe():
         "blind_probe",
         "steady_probe",
         "steady",
+        "steady_ct",
         "scratch",
     }
 

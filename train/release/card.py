@@ -211,7 +211,11 @@ def _published(sources: dict[str, Collection], evaluation: dict) -> list[dict[st
     here = {name: sum(counts[name][label] for label in hub_folder.LABELS) for name in only.published}
     if here == only.published:
         return []
-    return [{"part": name, "whole": whole, "here": here[name]} for name, whole in only.published.items()]
+    return [
+        {"part": name, "whole": whole, "here": here[name]}
+        for name, whole in only.published.items()
+        if here[name] <= whole  # more are of further collections, which have no published split
+    ]
 
 
 def _guard(evaluation: dict) -> dict[str, Any]:
@@ -281,7 +285,8 @@ def _evaluation(run: Path, screening: dict) -> dict:
 
 def collections_of(run: Path, evaluation: dict[str, Any]) -> dict[str, Collection]:
     """Describe the collections that the data of a run come from, by name; errors are `origins.described`'s."""
-    return described(run, evaluation["guard"]["false_refusals_by_source"])
+    guard = evaluation["guard"]  # a collection may have pictures in train alone
+    return described(run, {**guard["false_refusals_by_source"], **(guard.get("unseen_source") or {})})
 
 
 def records(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:

@@ -30,7 +30,7 @@ def metadata(known: dict[str, Any]) -> str:
             dataset_type=known["dataset"] or _local_name(known),
             metric_type=metric,
             dataset_split="test",
-            dataset_name=f"{', '.join(known['collections'])} ({known['evaluation']['data']['split']} split)",
+            dataset_name=f"{', '.join(_tested(known))} ({known['evaluation']['data']['split']} split)",
             metric_value=record["value"],
             metric_name=f"{metric}, 95 % interval {record['low']} to {record['high']}, n = {record['n']}",
         )
@@ -72,7 +72,7 @@ def results(known: dict[str, Any]) -> str:
         "sensitivity": (at["sensitivity"], f", threshold {at['threshold']:.4f} ({point})"),
         "specificity": (at["specificity"], f", threshold {at['threshold']:.4f} ({point})"),
     }
-    sources = "" if known["dataset"] else f"pictures of {', '.join(known['collections'])}, not on the Hub; "
+    sources = "" if known["dataset"] else f"pictures of {', '.join(_tested(known))}, not on the Hub; "
     entries = [
         EvalResultEntry(
             dataset_id=known["dataset"] or _local_name(known), task_id=name, value=record["value"],
@@ -85,6 +85,11 @@ def results(known: dict[str, Any]) -> str:
     return yaml.safe_dump(
         eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=110
     )
+
+
+def _tested(known: dict[str, Any]) -> list[str]:
+    """Collections of the test split; others may have pictures in train alone."""
+    return [name for name in known["collections"] if name in known["evaluation"]["test_by_source"]]
 
 
 def _local_name(known: dict[str, Any]) -> str:

@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, START = (Path(__file__).with_name(name) for name in ("static_space", "start.py"))
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 """Where pip finds torch without CUDA: its versions end in +cpu, which pip ranks above the same version
 without.
 """
@@ -177,14 +176,14 @@ def _preload(model: Pinned) -> str:
 
 
 def requirements() -> str:
-    """What the page imports, at the versions it was tested with here, torch without CUDA."""
+    """What the page imports, at the versions it was tested with here."""
     wanted = []
     for line in requires("covid-xct") or ():
         needed, _, condition = line.partition(";")
         if not condition or re.search(r"extra == ['\"]demo['\"]", condition):
             wanted.append(re.match(r"[\w.-]+", needed)[0])
     pins = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(wanted, key=str.lower)]
-    return "\n".join([f"--extra-index-url {CPU_TORCH}", *pins]) + "\n"
+    return "\n".join(pins) + "\n"
 
 
 def _readme(repo_id: str, models: list[Pinned], front: dict, text: str) -> bytes:
