@@ -11,6 +11,7 @@ from .layout import COVID, WEIGHTS, FolderRefused, Tensors
 from .refused import Refused
 
 if TYPE_CHECKING:
+    import onnxruntime
     import torch
 
 
@@ -72,7 +73,7 @@ class Session:
             one.name: one.shape for one in (*self._session.get_inputs(), *self._session.get_outputs())
         }
 
-    def _started(self):
+    def _started(self) -> "onnxruntime.InferenceSession":
         import onnxruntime
 
         graph, weights, device, threads, file = self._given

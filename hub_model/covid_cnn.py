@@ -5,8 +5,10 @@ where modeling_covid_cnn.py opens it without this package; so it imports nothing
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -117,7 +119,7 @@ class CovidCnn(nn.Module):
         img_size: int | tuple[int, int] = IMAGE_SIZE,
         drop_rate: float = 0.0,
         global_pool: str = "",
-    ):
+    ) -> None:
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(
@@ -274,8 +276,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _entrypoint(name: str):
-    def build(pretrained: bool = False, **kwargs) -> CovidCnn:
+def _entrypoint(name: str) -> Callable[..., CovidCnn]:
+    def build(pretrained: bool = False, **kwargs: Any) -> CovidCnn:
         features = dict(feature_cls="getter", out_indices=tuple(range(len(VARIANTS[name].convs))))
         return build_model_with_cfg(
             CovidCnn, name, pretrained, model_cfg=VARIANTS[name], feature_cfg=features, **kwargs

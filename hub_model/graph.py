@@ -10,6 +10,7 @@ convolutions, and the tensors would no longer be those of the file.
 import copy
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -185,7 +186,16 @@ class Scored(nn.Module):
 def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
     """`evidence.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
 
-    def convolution_backward(grad, _input, weight, _bias, stride, padding, dilation, *rest):
+    def convolution_backward(
+        grad: Tensor,
+        _input: Tensor,
+        weight: Tensor,
+        _bias: list[int] | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        *rest: Any,
+    ) -> tuple[Tensor, None, None]:
         groups = rest[2]  # after transposed and output_padding; only the gradient by the input is wanted
         return (
             nn.functional.conv_transpose2d(grad, weight, None, stride, padding, 0, groups, dilation),

@@ -15,7 +15,7 @@ class TimmWrapperForImageClassification(transformers.TimmWrapperForImageClassifi
         ValueError: When config.json names an architecture outside the family.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: transformers.TimmWrapperConfig) -> None:
         if config.architecture not in VARIANTS:
             raise ValueError(
                 f"config.json names the architecture {config.architecture!r}; this code opens {', '.join(VARIANTS)}. "

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from hub_model import lungs
-from train.fit.lungs import OutlinesRefused, read_table, train_lungs
+from hub_model.refused import Refused
+from train.fit.lungs import read_table, train_lungs
 
 OVALS = ((0.14, 0.2, 0.44, 0.8), (0.56, 0.2, 0.86, 0.8))
 
@@ -79,14 +80,14 @@ def test_it_is_small(trained):
 
 def test_outlines_of_other_pictures_are_named(outlined, tmp_path):
     (tmp_path / "masks.csv").write_text("mask,film\na.png,elsewhere/a.png\n")
-    with pytest.raises(OutlinesRefused, match="none of 1 outlines belongs"):
+    with pytest.raises(Refused, match="none of 1 outlines belongs"):
         train_lungs([str(outlined / "data")], [tmp_path], tmp_path / "out", families="known", steps=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_table_that_lacks_a_column_is_named(tmp_path):
     (tmp_path / "masks.csv").write_text("file,film\na.png,b.png\n")
-    with pytest.raises(OutlinesRefused, match="columns mask and film"):
+    with pytest.raises(Refused, match="columns mask and film"):
         read_table(tmp_path)
-    with pytest.raises(OutlinesRefused, match="cannot be read"):
+    with pytest.raises(Refused, match="cannot be read"):
         read_table(tmp_path / "nowhere")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hub_model.refused import Refused
 from train.fit.recipes import RECIPES, Recipe
-from train.fit.tune import FOLDS, NotTunable, Seen, figures, folds_of, moments, tune
+from train.fit.tune import FOLDS, Seen, figures, folds_of, moments, tune
 
 SMALL = "mobilenetv3_small_050"
 PENALTIES = {"steady": 1.0, "source_penalty": 1.0, "ridge": 0.1}
@@ -86,10 +87,10 @@ def test_a_study_goes_on_and_leaves_a_table_a_picture_and_a_row(archive):
     assert len((study / "trials.csv").read_text().splitlines()) == 4
     assert (study / "trials.png").stat().st_size > 1000
     assert json.loads((study / "best.json").read_text()) == told
-    with pytest.raises(NotTunable, match="of other data or settings"):
+    with pytest.raises(Refused, match=r"of other data or settings \(seed\)"):
         search(archive, seed=1)
 
 
 def test_a_recipe_without_a_steady_head_is_named(archive):
-    with pytest.raises(NotTunable, match="no steady head"):
+    with pytest.raises(Refused, match="no steady head"):
         search(archive, recipe="probe")

@@ -4,8 +4,9 @@ import csv
 import io
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from ..data.outline import further
 from ..measure.foreign import foreign_pictures
 from ..measure.metrics import family_weights, record
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 STORED = 224
 """Pixels a side of the pictures in memory; what is cut out of them is scaled to the network's side."""
 BATCH = 16
@@ -38,21 +42,19 @@ DICE = 0.5
 """Weight of the Dice loss beside cross-entropy (Milletari et al. 2016, arXiv:1606.04797)."""
 
 
-class OutlinesRefused(Refused):
-    """Outlines that no lung network can be trained on."""
-
-
 class Outlined:
     """Pictures with their outlines, squashed to squares.
 
     Attributes:
-        pictures, outlines: (N, 1, STORED, STORED) uint8.
-        boxes: (N, 4) float32, around each outline, in shares.
-        names, families: (N,) str.
+        pictures, outlines: N of (STORED, STORED) uint8.
+        names, families: N of str.
     """
 
     def __init__(self) -> None:
-        self.pictures, self.outlines, self.names, self.families = [], [], [], []
+        self.pictures: list[np.ndarray] = []
+        self.outlines: list[np.ndarray] = []
+        self.names: list[str] = []
+        self.families: list[str] = []
 
     def add(self, picture: Image.Image, outline: Image.Image | None, name: str, family: str) -> None:
         self.pictures.append(_square(picture))
@@ -62,7 +64,7 @@ class Outlined:
         self.families.append(family)
 
     def boxes(self) -> np.ndarray:
-        """Around each outline; the middle of the picture where it is empty."""
+        """Box each outline, (N, 4) float32 left, top, right, bottom in shares; the middle where it is empty."""
         found = np.tile(np.array([0.2, 0.2, 0.8, 0.8], np.float32), (len(self.outlines), 1))
         for index, outline in enumerate(self.outlines):
             if (outline > 127).any():
@@ -87,9 +89,10 @@ def train_lungs(
     without_source: Annotated[
         list[str] | None, typer.Option(help="source whose outlines are kept out and measured on; may repeat")
     ] = None,
-    split: Annotated[str, typer.Option(help="family or official, as for fit")] = "family",
-    families: Annotated[str, typer.Option(help="found or known, as for fit")] = "found",
-    seed: Annotated[int, typer.Option(help="of the split, the weights and the changes")] = 0,
+    split: Annotated[str | None, typer.Option(help="as for fit")] = None,
+    families: Annotated[str | None, typer.Option(help="as for fit")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="as for fit")] = None,
+    seed: Annotated[int, typer.Option(help="of the weights and the changes")] = 0,
     steps: Annotated[int, typer.Option(help=f"batches of {BATCH} pictures")] = 1400,
     bf16: Annotated[bool, typer.Option(help="compute in bfloat16")] = True,
 ) -> dict:
@@ -99,40 +102,24 @@ def train_lungs(
         The contents of ``lungs.json``.
 
     Raises:
-        OutlinesRefused: no outline belongs to a training picture, or the table or a file cannot be read.
-        DataRefused: data that cannot be used.
+        Refused: no outline belongs to a training picture, the table or a file cannot be read, or data that cannot be
+            used.
     """
     started = time.monotonic()
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    parts, origin = open_data(data, modality, seed=seed, split=split, families=families)
-    files = {film: mask for folder in masks for film, mask in read_table(folder).items()}
-    apart = set(without_source or [])
-    train, held_out, unseen = Outlined(), Outlined(), Outlined()
-    for name in ("train", "validation"):
-        for row in _outlined_rows(parts[name], files):
-            place = unseen if row["source"] in apart else train if name == "train" else held_out
-            place.add(row["image"].convert("L"), _outline(files[row["path"]]), row["path"], row["family"])
-    for name, picture in further(unlabelled or []):
-        if name in files:
-            train.add(picture, _outline(files[name]), name, name)
-    if not train.names or not any((outline > 127).any() for outline in train.outlines):
-        raise OutlinesRefused(
-            f"{', '.join(map(str, masks))}: none of {len(files)} outlines belongs to a picture of the train split. The "
-            "column `film` of masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg."
-        )
-    outlined = len(train.names)
-    _add_lungless(train, parts["train"], data, modality, seed, families)
-    network = _fit(train, outlined, steps, rng, bf16)
+    asked = {"seed": split_seed, "split": split, "families": families}
+    parts, origin = open_data(data, modality, **asked)
+    apart = sorted(set(without_source or ()))
+    sets = gather(parts, masks, unlabelled or (), apart)
+    counts = {name: len(outlined.names) for name, outlined in sets.items()}
+    _add_lungless(sets["train"], data, modality, seed, asked)
+    network = _fit(sets["train"], counts["train"], steps, np.random.default_rng(seed), bf16)
     network.half().float()  # what is measured from here on is what is stored
     settings = {
         "modality": modality,
-        "outlines": {"train": outlined, "validation": len(held_out.names), "unseen": len(unseen.names)},
-        "without_source": sorted(apart),
-        "dice": {
-            "validation": _dice(network, held_out, seed),
-            "unseen": _dice(network, unseen, seed),
-        },
+        "outlines": counts,
+        "without_source": apart,
+        "dice": {name: _dice(network, sets[name], seed) for name in ("validation", "unseen")},
         "steps": steps,
         "seed": seed,
         "data_sha256": origin.data_sha256,
@@ -143,23 +130,58 @@ def train_lungs(
     return settings
 
 
-def read_table(masks: Path) -> dict[str, Path]:
-    """Path of a picture -> file of its outline.
+def gather(
+    parts: "DatasetDict", masks: Sequence[Path], unlabelled: Sequence[Path], apart: Sequence[str]
+) -> dict[str, Outlined]:
+    """Put pictures and their outlines together: to train on, to validate on, and those of sources kept out.
+
+    Args:
+        parts: the splits train and validation.
+        masks: folders with outlines, see `read_table`.
+        unlabelled: folders of further pictures, for training alone.
+        apart: sources whose pictures of both splits go to ``unseen``.
+
+    Returns:
+        ``train``, ``validation`` and ``unseen``.
 
     Raises:
-        OutlinesRefused: there is no masks.csv, or it lacks a column.
+        Refused: no outline belongs to a training picture, or the table or a file cannot be read.
+    """
+    files = {film: mask for folder in masks for film, mask in read_table(folder).items()}
+    sets = {"train": Outlined(), "validation": Outlined(), "unseen": Outlined()}
+    for name in ("train", "validation"):
+        for row in _outlined_rows(parts[name], files):
+            place = sets["unseen" if row["source"] in apart else name]
+            place.add(row["image"].convert("L"), _outline(files[row["path"]]), row["path"], row["family"])
+    train = sets["train"]
+    for name, picture in further(unlabelled):
+        if name in files:
+            train.add(picture, _outline(files[name]), name, name)
+    if not any((outline > 127).any() for outline in train.outlines):
+        raise Refused(
+            f"{', '.join(map(str, masks))}: none of {len(files)} outlines belongs to a picture of the train split. The "
+            "column `film` of masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg."
+        )
+    return sets
+
+
+def read_table(masks: Path) -> dict[str, Path]:
+    """Read ``masks.csv``: path of a picture -> file of its outline.
+
+    Raises:
+        Refused: there is no masks.csv, or it lacks a column.
     """
     table = Path(masks) / "masks.csv"
     try:
         with open(table, newline="", encoding="utf-8") as stream:
             return {row["film"]: table.parent / row["mask"] for row in csv.DictReader(stream)}
     except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise OutlinesRefused(
+        raise Refused(
             f"{table} cannot be read ({type(error).__name__}: {error}). Give a table with the columns mask and film."
         ) from error
 
 
-def _outlined_rows(part, files: dict[str, Path]):
+def _outlined_rows(part: "Dataset", files: dict[str, Path]) -> "Dataset":
     chosen = [index for index, path in enumerate(part["path"]) if path in files]
     return part.select(chosen)
 
@@ -168,17 +190,22 @@ def _outline(file: Path) -> Image.Image:
     try:
         return Image.open(file).convert("L").point(lambda level: 255 if level else 0)
     except OSError as error:
-        raise OutlinesRefused(
-            f"{file}: this outline cannot be read ({error}). Fetch or draw it again."
-        ) from error
+        raise Refused(f"{file}: this outline cannot be read ({error}). Fetch or draw it again.") from error
 
 
 def _square(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.resize((STORED, STORED), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def _add_lungless(train: Outlined, part, data, modality: str, seed: int, families: str) -> None:
-    """Photographs, drawings, writing and noise, and pictures of the other modality where the data has them."""
+def _add_lungless(train: Outlined, data: list[str], modality: str, seed: int, asked: dict) -> None:
+    """Add pictures without lungs: photographs, drawings, writing, noise, and CT slices where the data hold any.
+
+    Args:
+        train: what they are added to.
+        data, asked: where slices may lie, and the settings of the split, as for `open_data`.
+        modality: what the network is for.
+        seed: of what is drawn.
+    """
     reals = [Image.fromarray(picture) for picture in train.pictures[:50]]
     made = foreign_pictures(reals, modality, MADE, seed, teaching=True)
     for kind in LUNGLESS_KINDS:
@@ -187,7 +214,7 @@ def _add_lungless(train: Outlined, part, data, modality: str, seed: int, familie
     if modality == "ct":  # a film shows lungs too, and a CT network that meets one may say so
         return
     try:
-        other = load_data(data, modality="ct", seed=seed, families=families)["train"]
+        other = load_data(data, modality="ct", **asked)["train"]
     except Refused:
         return  # one modality only
     chosen = np.random.default_rng(seed).permutation(len(other))[:OTHER]
@@ -217,7 +244,7 @@ def _fit(train: Outlined, outlined: int, steps: int, rng: np.random.Generator, b
 
 
 def outline_loss(logits: torch.Tensor, outlines: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and, over pictures that show lung, soft Dice; both (N, 1, S, S)."""
+    """Compute the loss: cross-entropy and, over pictures that show lung, soft Dice. Both arguments (N, 1, S, S)."""
     loss = F.binary_cross_entropy_with_logits(logits, outlines)
     some = outlines.sum((1, 2, 3)) > 0
     if some.any():
@@ -228,7 +255,7 @@ def outline_loss(logits: torch.Tensor, outlines: torch.Tensor) -> torch.Tensor:
 
 
 class Drawn:
-    """Batches of changed pictures: crops down to the lungs, borders, tones, resolution, compression, half a chest."""
+    """Make batches of changed pictures: cropped to the lungs, framed, darker or lighter, coarser, compressed."""
 
     def __init__(self, train: Outlined, rng: np.random.Generator) -> None:
         self.pictures = torch.from_numpy(np.stack(train.pictures))[:, None]
@@ -236,7 +263,7 @@ class Drawn:
         self.boxes, self.rng = torch.from_numpy(train.boxes()), rng
 
     def __call__(self, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Network input and outlines, both (N, 1, SIDE, SIDE) float32 in 0..1."""
+        """Draw network input and outlines of the chosen pictures, both (N, 1, SIDE, SIDE) float32 in 0..1."""
         pictures, outlines = self.pictures[chosen].float() / 255, self.outlines[chosen].float() / 255
         grid = F.affine_grid(
             self._frames(chosen), [len(chosen), 1, lungs.SIDE, lungs.SIDE], align_corners=False
@@ -261,7 +288,7 @@ class Drawn:
         return torch.from_numpy(self.rng.random(count) < share)
 
     def _frames(self, chosen: np.ndarray) -> torch.Tensor:
-        """(N, 2, 3) of `affine_grid`: what of each picture is seen, a quarter of them cut to the lungs themselves."""
+        """Choose what of each picture is seen, as (N, 2, 3) for `affine_grid`; a quarter are cut to the lungs."""
         count = len(chosen)
         pair = lambda low, high: torch.stack([self._between(low, high, count) for _ in range(2)], 1)  # noqa: E731
         low, high = pair(-0.1, 0.22), 1 - pair(-0.1, 0.22)
@@ -313,7 +340,7 @@ def _compressed(levels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _dice(network: LungNet, outlined: Outlined, seed: int) -> dict | None:
-    """Mean Dice of outlines on whole pictures, families resampled; None without outlines."""
+    """Measure the mean Dice of outlines on whole pictures, families resampled; None without outlines."""
     if not outlined.names:
         return None
     seen = np.stack([lungs.network_input(Image.fromarray(picture)) for picture in outlined.pictures])[:, None]

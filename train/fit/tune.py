@@ -6,9 +6,10 @@ closed-form fits (`train.fit.steady`), a second or so. Test pictures are never r
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -23,9 +24,13 @@ from hub_model.whole import whole_file
 
 from ..data.dataset import load_data
 from . import backbones
-from .batches import Images, read_images
+from .batches import Images, Transform, read_images
 from .recipes import RECIPES
 from .steady import Moments, features_of_looks, solve
+
+if TYPE_CHECKING:
+    import datasets
+    import optuna
 
 FOLDS = 5
 FLIPPED = 200
@@ -35,10 +40,6 @@ SENSITIVITY = 0.95
 FLIP_COST = 2.0
 """What a share of flipped answers costs, in AUROC."""
 RANGES = {"steady": (0.1, 30.0), "source_penalty": (0.1, 100.0), "ridge": (0.01, 3.0)}
-
-
-class NotTunable(Refused):
-    """Data or a study that cannot be searched over."""
 
 
 @dataclass(frozen=True)
@@ -93,59 +94,81 @@ def tune(
         The contents of ``best.json``: the best trial, its figures, and the recipe row with its penalties.
 
     Raises:
-        NotTunable: a recipe without a steady head, fewer families than folds, or a study of other data or settings.
-        Refused: data or a network that cannot be used.
+        Refused: a recipe without a steady head, fewer families than folds, a study of other data or settings, or data
+            or a network that cannot be used.
+    """
+    row = RECIPES.get(recipe)
+    if row is None or not row.steady:
+        usable = ", ".join(name for name, row in RECIPES.items() if row.steady)
+        raise Refused(
+            f"--recipe {recipe!r} has no steady head whose penalties could be searched; {usable} have."
+        )
+    asked = {"data": data, "modality": modality, "variant": variant, "init": init and str(init),
+             "model_args": model_args, "mean": mean, "std": std, "lungs": lungs and str(lungs), "recipe": recipe,
+             "split": split, "families": families, "split_seed": split_seed, "seed": seed}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    study = open_study(storage or f"sqlite:///{out / 'study.db'}", asked)
+    parts = load_data(data, modality=modality, seed=split_seed, split=split, families=families)
+    network = backbones.build(variant, init=init, model_args=json.loads(model_args), input_size=row.input_size,
+                              mean=mean, std=std)  # fmt: skip
+    search(study, look(parts, network, lungs, row.copies, seed), trials)
+    return _write(out, study, recipe)
+
+
+def open_study(storage: str, asked: dict[str, Any]) -> "optuna.Study":
+    """Open the study that lies in a database, or begin it there.
+
+    Args:
+        storage: URL of the database.
+        asked: all that the figures of a trial depend on, as JSON knows it; ``seed`` is that of the search too.
+
+    Raises:
+        Refused: a study that was asked something else.
     """
     import optuna
 
-    if recipe not in RECIPES or not RECIPES[recipe].steady:
-        usable = ", ".join(name for name, row in RECIPES.items() if row.steady)
-        raise NotTunable(
-            f"--recipe {recipe!r} has no steady head whose penalties could be searched; {usable} have."
-        )
-    told = {
-        key: value if isinstance(value, int | float | list | None) else str(value)
-        for key, value in sorted(locals().items())
-        if key not in ("out", "trials", "storage", "optuna")
-    }
-    out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="steady",
-        storage=storage or f"sqlite:///{out / 'study.db'}",
-        sampler=optuna.samplers.TPESampler(seed=seed),
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(seed=asked["seed"]),
         direction="maximize",
         load_if_exists=True,
     )
-    if study.user_attrs.get("settings", told) != told:
-        raise NotTunable(
-            f"The study in {storage or out} is of other data or settings. Repeat its command to go on with it, or give "
-            "another --out."
+    earlier = study.user_attrs.get("settings", asked)
+    if differing := sorted(name for name in earlier.keys() | asked if earlier.get(name) != asked.get(name)):
+        raise Refused(
+            f"The study in {storage} is of other data or settings ({', '.join(differing)}). Repeat its command to go "
+            "on with it, or give another --out."
         )
-    study.set_user_attr("settings", told)
-    parts = load_data(data, modality=modality, seed=split_seed, split=split, families=families)
-    network = backbones.build(variant, init=init, model_args=json.loads(model_args),
-                              input_size=RECIPES[recipe].input_size, mean=mean, std=std)  # fmt: skip
-    seen = look(parts, network, lungs, RECIPES[recipe].copies, seed)
+    study.set_user_attr("settings", asked)
+    return study
+
+
+def search(study: "optuna.Study", seen: Seen, trials: int) -> None:
+    """Try penalties until the study holds so many finished trials, each with its `figures`."""
+    from optuna.trial import TrialState
+
     groups = moments(seen)
 
-    def objective(trial) -> float:
+    def objective(trial: "optuna.Trial") -> float:
         penalties = {name: trial.suggest_float(name, *span, log=True) for name, span in RANGES.items()}
         found = figures(seen, groups, **penalties)
         for name, value in found.items():
             trial.set_user_attr(name, value)
         return found["score"]
 
-    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    done = study.get_trials(states=[TrialState.COMPLETE])
     study.optimize(objective, n_trials=max(0, trials - len(done)))
-    return _write(out, study, recipe)
 
 
-def look(parts, network: backbones.Network, lungs: Path | None, copies: int, seed: int) -> Seen:
+def look(
+    parts: "datasets.DatasetDict", network: backbones.Network, lungs: Path | None, copies: int, seed: int
+) -> Seen:
     """Run the frozen network over train and validation, their copies, and the harmless changes of some.
 
     Raises:
-        NotTunable: fewer families of a label than folds.
+        Refused: fewer families of a label than folds.
     """
     import datasets
 
@@ -158,7 +181,7 @@ def look(parts, network: backbones.Network, lungs: Path | None, copies: int, see
     labels, families = np.array(rows["label"]), np.array(rows["family"])
     for label in (0, 1):
         if (count := len(set(families[labels == label]))) < FOLDS:
-            raise NotTunable(
+            raise Refused(
                 f"{hub_folder.LABELS[label]} has {count} families in train and validation; {FOLDS} folds need as many. "
                 "Give more data."
             )
@@ -176,8 +199,8 @@ def look(parts, network: backbones.Network, lungs: Path | None, copies: int, see
     )
 
 
-def _changed(rows, transform, cfg: dict) -> Images:
-    """The pictures with their harmless changes as copies."""
+def _changed(rows: "datasets.Dataset", transform: Transform, cfg: dict) -> Images:
+    """Read pictures, with each one's harmless changes in place of its random copies."""
     images = read_images(rows, transform, cfg, "pictures to change")
     mean, std = cfg["mean"][0], cfg["std"][0]
     modality = rows["modality"][0]
@@ -193,7 +216,7 @@ def _changed(rows, transform, cfg: dict) -> Images:
 
 
 def folds_of(labels: np.ndarray, sources: np.ndarray, families: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) fold of each picture: whole families, dealt in turn within each label and source."""
+    """Deal whole families into folds, in turn within each label and source. Returns the fold of each picture, (N,)."""
     rng = np.random.default_rng(seed)
     folds = np.zeros(len(labels), int)
     names, first = np.unique(families, return_index=True)
@@ -205,7 +228,7 @@ def folds_of(labels: np.ndarray, sources: np.ndarray, families: np.ndarray, seed
 
 
 def moments(seen: Seen) -> dict[tuple[int, int, str], Moments]:
-    """By fold, label and source."""
+    """Sum up what the head needs to know of the pictures of each fold, label and source."""
     keys = sorted(set(zip(seen.folds.tolist(), seen.labels.tolist(), seen.sources.tolist(), strict=True)))
     return {
         key: Moments.of(
@@ -216,14 +239,14 @@ def moments(seen: Seen) -> dict[tuple[int, int, str], Moments]:
 
 
 def figures(seen: Seen, groups: dict, *, steady: float, source_penalty: float, ridge: float) -> dict:
-    """Figures of one setting, all on pictures whose families the head did not learn from.
+    """Measure one setting, always on pictures whose families the head did not learn from.
 
     Returns:
         ``score``; ``home`` AUROC over folds; ``flips``, the mean share of answers that a harmless change flips;
         ``inside SOURCE`` AUROC for sources with both labels; ``unseen SOURCE`` AUROC of left-out positive sources.
     """
 
-    def head(keep) -> tuple[np.ndarray, float]:
+    def head(keep: Callable[[int, int, str], bool]) -> tuple[np.ndarray, float]:
         joined: dict[tuple[int, str], Moments] = {}
         for (fold, label, source), group in groups.items():
             if keep(fold, label, source):
@@ -261,7 +284,7 @@ def figures(seen: Seen, groups: dict, *, steady: float, source_penalty: float, r
     return {"score": float(np.mean(areas)) - FLIP_COST * flips, **found}
 
 
-def _write(out: Path, study, recipe: str) -> dict:
+def _write(out: Path, study: "optuna.Study", recipe: str) -> dict:
     """Write the table, the picture and the best row."""
     done = [trial for trial in study.trials if trial.value is not None]
     columns = [*RANGES, *(key for key in done[0].user_attrs)]
@@ -285,8 +308,8 @@ def _write(out: Path, study, recipe: str) -> dict:
     return told
 
 
-def _picture(file: Path, done: list) -> None:
-    """Score over each penalty, one dot a trial."""
+def _picture(file: Path, done: list["optuna.trial.FrozenTrial"]) -> None:
+    """Draw the score over each penalty, one dot a trial."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3), layout="constrained")

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.signal import oaconvolve
 
-from .thorax import AIR, CARTILAGE, CORTEX, MARROW, MUSCLE, Region, Thorax, Tubes
+from .thorax import AIR, CARTILAGE, CORTEX, MARROW, MUSCLE, Numbers, Region, Thorax, Tubes
 
 WATER = 0.0206
 """Attenuation of water, 1/mm, at 60 keV, about the mean energy of a 120 kV chest film (NIST XCOM)."""
@@ -155,7 +155,7 @@ def _cut_tubes(plane: Region, tubes: Tubes, z: float, layers: list[tuple[float, 
             part.paint(distance - margin, value)
 
 
-def _segment_distance(part: Region, start, end):
+def _segment_distance(part: Region, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Distance of a region's points from a segment, mm."""
     line = end - start
     qx, qy, qz = part.x - start[0], part.y - start[1], part.z - start[2]
@@ -171,7 +171,7 @@ def _moved(hu: np.ndarray, angle: float, shift: tuple[float, float]) -> np.ndarr
     return ndimage.affine_transform(hu, matrix, middle - matrix @ (middle + shift), order=1, cval=AIR)
 
 
-def _lay_on_table(hu: np.ndarray, x, under, scan: Scan) -> None:
+def _lay_on_table(hu: np.ndarray, x: np.ndarray, under: np.ndarray, scan: Scan) -> None:
     """The scanner's table: two thin curved shells; `under` is the distance of rows behind the back, mm."""
     place = under[:, None] - scan.table + scan.sag * x**2
     for depth, value in ((0.0, -150.0), (29.0, -250.0)):
@@ -179,7 +179,9 @@ def _lay_on_table(hu: np.ndarray, x, under, scan: Scan) -> None:
         hu += shell * (value - hu)
 
 
-def _scanned(hu: np.ndarray, pixel: float, x, y, scan: Scan, rng: np.random.Generator) -> np.ndarray:
+def _scanned(
+    hu: np.ndarray, pixel: float, x: np.ndarray, y: np.ndarray, scan: Scan, rng: np.random.Generator
+) -> np.ndarray:
     """What the scanner adds: blur of the reconstruction kernel, correlated noise, a round field of view."""
     hu = ndimage.gaussian_filter(hu, scan.blur / pixel)
     grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, np.float32), scan.grain)
@@ -288,14 +290,14 @@ def _lines_on_film(tubes: Tubes, pose: Pose, pixel: float, shape: tuple[int, int
     return _splat(row, column, (length / count)[which] / pixel**2, shape)
 
 
-def _shift(pose: Pose, y):
+def _shift(pose: Pose, y: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     """Enlargement of what lies at depth y, and how far the pose moves it right and up on the film, mm."""
     source, detector = (1150, 150) if pose.anteroposterior else (1800, -150)
     scale = source / (source - np.abs(detector - y))
     return scale, -y * np.tan(np.deg2rad(pose.yaw)), y * np.tan(np.deg2rad(pose.pitch))
 
 
-def _attenuation(hu):
+def _attenuation(hu: np.ndarray) -> np.ndarray:
     """HU -> 1/mm on a film."""
     return WATER * (1 + hu / 1000 + BONE_EXTRA * np.clip(hu - 150, 0, None) / 1000)
 
@@ -314,7 +316,7 @@ def _disc(radius: float, pixel: float, half: int) -> np.ndarray:
     return (disc * (np.pi * radius**2 / disc.sum())).astype(np.float32)
 
 
-def _splat(row, column, weight, shape: tuple[int, int]) -> np.ndarray:
+def _splat(row: np.ndarray, column: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Add weights to an image at fractional places, shared among the four pixels around each."""
     image = np.zeros(shape[0] * shape[1])
     r, c = np.floor(row).astype(int), np.floor(column).astype(int)

@@ -10,7 +10,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -27,6 +27,9 @@ from hub_model.whole import whole_folder
 from ..data.files import explain_write_errors
 from .imaging import OUTSIDE, axial_slice, draw_pose, draw_scan, field_of_view, film
 from .thorax import Thorax
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 FORMAT = 1
 """Goes up when the same settings give other pictures."""
@@ -298,7 +301,7 @@ def _write_series(folder: Path, seed: int) -> None:
     (folder / "series" / "phantom_ct_series.dcm").write_bytes(_saved(file))
 
 
-def _dicom_file(kind: str, seed: int, number: int, place: int):
+def _dicom_file(kind: str, seed: int, number: int, place: int) -> "Dataset":
     """A file without pixels, whose attributes nobody can take for a person's."""
     from pydicom import Dataset, uid
     from pydicom.dataset import FileMetaDataset
@@ -329,7 +332,7 @@ def _dicom_file(kind: str, seed: int, number: int, place: int):
     return file
 
 
-def _put_pixels(file, frames: np.ndarray, spacing: float | None, bits: int = 16) -> None:
+def _put_pixels(file: "Dataset", frames: np.ndarray, spacing: float | None, bits: int = 16) -> None:
     """Store (frames, height, width): HU + 1024 as signed 16 bit, or unsigned numbers of fewer bits."""
     signed = bits == 16
     file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -348,14 +351,14 @@ def _put_pixels(file, frames: np.ndarray, spacing: float | None, bits: int = 16)
     file.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
 
 
-def _put_rescale(item) -> None:
+def _put_rescale(item: "Dataset") -> None:
     """Stored values to HU, and the lung window."""
     item.RescaleIntercept, item.RescaleSlope, item.RescaleType = -1024, 1, "HU"
     low, high = LUNG_WINDOW
     item.WindowCenter, item.WindowWidth = (low + high) / 2, high - low
 
 
-def _saved(file) -> bytes:
+def _saved(file: "Dataset") -> bytes:
     target = io.BytesIO()
     file.save_as(target, enforce_file_format=True)
     return target.getvalue()

@@ -19,6 +19,13 @@ CORTEX, MARROW, CARTILAGE = 1000.0, 300.0, 110.0  # HU
 MIDDLE = 115.0
 """The mediastinum lies within so many mm of the middle."""
 
+Numbers = np.ndarray | float
+"""One number, or an array of them that broadcasts with others: coordinates in mm, distances, shares."""
+Place = tuple[float, float, float]
+"""x, y, z in mm."""
+Bounds = tuple[float, float] | None
+"""Lowest and highest value along one axis in mm; None for all of it."""
+
 
 @dataclass(frozen=True)
 class Lesion:
@@ -27,7 +34,7 @@ class Lesion:
     `opacity` is the share of the air replaced by fluid: 0.3 to 0.6 is ground glass, above 0.8 consolidation.
     """
 
-    centre: tuple[float, float, float]
+    centre: Place
     radii: tuple[float, float, float]
     opacity: float
     ragged: float
@@ -54,27 +61,30 @@ class Tubes:
         return cls(points[:-1], points[1:], np.full(len(points) - 1, radius))
 
 
-def _ellipse(x, y, a, b, power: float = 2.0):
+def _ellipse(x: Numbers, y: Numbers, a: Numbers, b: Numbers, power: float = 2.0) -> np.ndarray:
     """Distance (mm, roughly, negative inside) from a superellipse with the half axes a and b."""
     return ((np.abs(x) / a) ** power + (np.abs(y) / b) ** power - 1) * (np.minimum(a, b) / power)
 
 
-def _ellipsoid(x, y, z, centre, radii):
+def _ellipsoid(
+    x: Numbers, y: Numbers, z: Numbers, centre: Place, radii: tuple[Numbers, Numbers, Numbers]
+) -> np.ndarray:
+    """Distance (mm, roughly, negative inside) from an ellipsoid with three half axes."""
     (cx, cy, cz), (a, b, c) = centre, radii
     return (((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 + ((z - cz) / c) ** 2 - 1) * (min(a, b) / 2)
 
 
-def _unit(vectors):
+def _unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n, 3) brought to length 1; a zero vector stays zero."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
 
 
-def _either(first, one: float, other: float):
+def _either(chosen: np.ndarray | bool, one: float, other: float) -> np.ndarray:
     """`np.where` that leaves single precision single, which is faster."""
-    return np.where(first, np.float32(one), np.float32(other))
+    return np.where(chosen, np.float32(one), np.float32(other))
 
 
-def _rise(x):
+def _rise(x: Numbers) -> np.ndarray:
     """Smooth step: 0 below 0, 1 above 1."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
@@ -90,7 +100,7 @@ class Region:
     z: np.ndarray
     soft: float
 
-    def within(self, x=None, y=None, z=None) -> "Region":
+    def within(self, x: Bounds = None, y: Bounds = None, z: Bounds = None) -> "Region":
         """The part between bounds (low, high) in mm, None for all; painting a part is cheaper."""
         cuts = []
         for axis, bounds in ((self.z.ravel(), z), (self.y.ravel(), y), (self.x.ravel(), x)):
@@ -242,7 +252,7 @@ class Thorax:
         artery = Tubes.along(np.concatenate([[[side * 10, -8, -15]], trunk]), 6.0)
         return Tubes.joined([artery, *vessels]), Tubes.joined([main, *bronchi])
 
-    def _place(self, organ: str, x: float, y: float, z: float = 0.0) -> tuple[float, float, float]:
+    def _place(self, organ: str, x: float, y: float, z: float = 0.0) -> Place:
         """An organ's usual centre, moved by this patient's few mm."""
         dx, dy, dz, _ = self.own[organ]
         return x + 4 * dx, y + 4 * dy, z + 4 * dz
@@ -253,13 +263,13 @@ class Thorax:
 
     # --- solids -----------------------------------------------------------------------------------
 
-    def _cage(self, z):
+    def _cage(self, z: Numbers) -> tuple[np.ndarray, np.ndarray]:
         """Inner half width and half depth of the rib cage at a height."""
         t = np.clip((z + 60) / (self.apex + 26 + 60), 0, 0.97)
         taper = np.sqrt(1 - t**2.2)
         return self.width * taper, self.depth * (0.25 + 0.75 * taper)
 
-    def _dome(self, x, y):
+    def _dome(self, x: Numbers, y: Numbers) -> np.ndarray:
         """Height of the diaphragm."""
         right, left = self.domes
         top = left + (right - left) * _rise(0.5 - x / 60)
@@ -268,26 +278,26 @@ class Thorax:
         back = y + 0.15 * self.depth
         return top - side - _either(back > 0, 62, 26) * (back / self.depth) ** 2
 
-    def _uneven(self, x, y, z, first: int):
+    def _uneven(self, x: Numbers, y: Numbers, z: Numbers, first: int) -> np.ndarray:
         """A gentle, personal waviness of a few mm."""
         p, q, r = self.waves[first : first + 3]
         return 2.2 * (np.sin(y / 11 + p) + np.sin(z / 14 + q)) + 1.5 * np.sin((x + z) / 9 + r)
 
-    def _heart_distance(self, x, y, z):
+    def _heart_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         cx, cy, cz = self._place("heart", 16, -0.3 * self.depth, 0.5 * sum(self.domes) + 24)
         cos, sin = math.cos(self.heart_tilt), math.sin(self.heart_tilt)
         along, across = (x - cx) * cos - (z - cz) * sin, (x - cx) * sin + (z - cz) * cos
         radii = tuple(self.heart * radius for radius in (66, 46, 53))
         return _ellipsoid(along, y, across, (0, cy, 0), radii) + self._uneven(x, y, z, 0)
 
-    def _aorta_distance(self, x, y, z):
+    def _aorta_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         """Arch and descending aorta."""
         arch = _ellipsoid(x, y, z, self._place("arch", 20, 8, 27), self._sizes("arch", 17, 34, 14))
         cx, cy, top = self._place("aorta", 24, 0.5 * self.depth, 27)
         (radius,) = self._sizes("aorta", 12.5)
         return np.minimum(arch, np.maximum(np.hypot(x - cx, y - cy) - radius, z - top))
 
-    def _mediastinum_distance(self, x, y, z):
+    def _mediastinum_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         """What keeps the lungs apart; outside |x| < `MIDDLE` it is far away and need not be asked for."""
         hila, arch = np.exp(-(((z + 18) / 26) ** 2)), np.exp(-(((z - 30) / 22) ** 2))
         half = 13 + 14 * _rise((z + 78) / 46) + 10 * hila + 5 * arch + 7 * _rise((z - 60) / 40)
@@ -301,24 +311,24 @@ class Thorax:
         solid = np.minimum(np.minimum(column, spine), self._heart_distance(x, y, z) - 3)
         return np.minimum(solid, self._aorta_distance(x, y, z) - 1.5)
 
-    def _cavity_distance(self, x, y, z):
+    def _cavity_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         """Inside of the rib cage between diaphragm and apices."""
         a, b = self._cage(z)
         cap = self.apex - 16 * ((np.abs(x) - 46) / 36) ** 2 - 14 * ((y - 12) / 60) ** 2
         ends = np.maximum(self._dome(x, y) - z, z - cap) * 0.7
         return np.maximum(_ellipse(x, y, a, b, 2.3), ends)
 
-    def lung_distance(self, x, y, z):
+    def lung_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         """Distance (mm, roughly) from the lungs, negative inside."""
         return np.maximum(self._cavity_distance(x, y, z), -self._mediastinum_distance(x, y, z))
 
-    def _trunk_axes(self, z):
+    def _trunk_axes(self, z: Numbers) -> tuple[np.ndarray, np.ndarray]:
         """Half axes of the trunk's outline."""
         taper = self._cage(z)[0] / self.width
         a = self.width * (0.72 + 0.28 * taper) + self.wall + self.fat
         return a, self.depth * (0.7 + 0.3 * taper) + 0.9 * self.wall + 0.8 * self.fat
 
-    def _body_distance(self, x, y, z, upright: bool):
+    def _body_distance(self, x: Numbers, y: Numbers, z: Numbers, upright: bool) -> np.ndarray:
         a, b = self._trunk_axes(z)
         groove = 5 * np.exp(-((x / 20) ** 2)) * _either(y > 0, 1.4, 0.4)  # along the breastbone and the spine
         bulge = 3.5 * (np.sin(x / 31 + self.waves[6]) + np.sin(y / 23 + z / 60 + self.waves[7]))
@@ -335,7 +345,7 @@ class Thorax:
                 body[..., out] = np.minimum(body[..., out], np.maximum(arm, slope[..., out]))
         return body
 
-    def _arm(self, z):
+    def _arm(self, z: Numbers) -> np.ndarray:
         """Distance of the upper arm's axis from the middle."""
         return self.width + 62 - 0.16 * (z - 60)
 
@@ -410,7 +420,7 @@ class Thorax:
             if spot.hu.size:
                 spot.blend(share.within(*box).hu * self._opacity(lesion, spot.x, spot.y, spot.z), FLUID)
 
-    def _opacity(self, lesion: Lesion, x, y, z):
+    def _opacity(self, lesion: Lesion, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
         """Share of air replaced by fluid, 0 to 1, with a cloudy edge."""
         (cx, cy, cz), (a, b, c) = lesion.centre, lesion.radii
         reach = np.sqrt(((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 + ((z - cz) / c) ** 2)
@@ -420,7 +430,7 @@ class Thorax:
             share = share * np.clip(0.5 - (z - cz - 28 - 0.75 * (y - cy)) / 4, 0, 1)
         return np.clip(share, 0, 1)
 
-    def _cloud(self, x, y, z, size: float):
+    def _cloud(self, x: Numbers, y: Numbers, z: Numbers, size: float) -> np.ndarray:
         """Smooth random field of about unit variance and the grain size in mm."""
         places = np.stack(np.broadcast_arrays(z / size, y / size, x / size))
         return ndimage.map_coordinates(self.noise, places, order=1, mode="grid-wrap") * 1.5
@@ -442,7 +452,7 @@ class Thorax:
             stomach = whole.within(*((place - 32, place + 32) for place in centre))
             stomach.paint(_ellipsoid(stomach.x, stomach.y, stomach.z, centre, (27, 24, 11)), AIR)
 
-    def _paint_vessel(self, part: "Region", organ: str, centre, radius: float, half: float) -> None:
+    def _paint_vessel(self, part: "Region", organ: str, centre: Place, radius: float, half: float) -> None:
         """A tube along z, `half` mm up and down from its centre."""
         cx, cy, cz = centre
         (radius,) = self._sizes(organ, radius)
@@ -495,7 +505,7 @@ class Thorax:
 # --- lesions --------------------------------------------------------------------------------------
 
 
-def _at_pleura(thorax: Thorax, rng: np.random.Generator, side: int) -> tuple[float, float, float]:
+def _at_pleura(thorax: Thorax, rng: np.random.Generator, side: int) -> Place:
     """A place just under the pleura, more often at the back and below."""
     low, high = thorax.slice_range()
     for _ in range(50):
