@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from hub_model import evidence, guard, hub_folder
-from train.measure import calibration, metrics
+from hub_model.check import calibration, metrics
 
 ARCHITECTURE, SIDE = "mobilenetv2_035", 96
 

@@ -16,10 +16,10 @@ import numpy as np
 from rich.progress import track
 
 from hub_model import Screener
+from hub_model.check.metrics import family_weights, record
 from tests.benchmarks import measured
 from tests.served import ROOT
 from train.data.dataset import load_data
-from train.measure.metrics import family_weights, record
 
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
 

@@ -36,10 +36,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
+from hub_model.check.metrics import family_weights, record
 from tests.augmented import Original, copies_of, originals
 from tests.benchmarks.measured import environment, table, write
 from train.data.families import RECORD, describe, find_families
-from train.measure.metrics import family_weights, record
 
 # Seen by eye: one slice published twice under two patient numbers (the first six pairs), or slices of one
 # patient under two (the others: equal lesions, vessels and bones, or "Pt 1" printed on both).

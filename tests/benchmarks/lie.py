@@ -66,8 +66,8 @@ def on_new_patients(run: Path, patients: list[Original], copies: int, seed: int)
     from scipy.special import expit
 
     from hub_model import hub_folder
+    from hub_model.check.metrics import figures
     from hub_model.images import read_image
-    from train.measure.metrics import figures
     from train.measure.predict import run as predict
 
     folder = hub_folder.load(run)

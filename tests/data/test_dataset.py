@@ -17,13 +17,13 @@ import pytest
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
+from hub_model.check.files import Cell, DataRefused, read_bytes
 from hub_model.images import read_image
 from tests.bad_files import files_of_at_most, grey_picture, make_bad_files, make_odd_files, write_dicom
-from tests.data.test_sources import tree, zipped
+from tests.check.test_sources import tree, zipped
 from train.__main__ import app
 from train.data import reading
 from train.data.dataset import load_data, open_data, verify
-from train.data.files import Cell, DataRefused, read_bytes
 from train.data.manifest import read_manifest, write_manifest
 from train.data.prepare import prepare
 from train.data.split import LeakError, split_hash

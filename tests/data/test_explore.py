@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hub_model.check.files import DataRefused
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.data.explore import Tally, cramers_v, cue, explore, summary, warnings
-from train.data.files import DataRefused
 from train.data.prepare import prepare
 from train.phantom.phantom import phantom
 

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hub_model.check.files import DataRefused, pointer
+from hub_model.check.headers import is_flat
+from hub_model.check.sources import open_sources
 from tests.bad_files import grey_picture, write_dicom
-from tests.data.test_sources import skipped, told, tree, write_table, zipped
+from tests.check.test_sources import skipped, told, tree, write_table, zipped
 from train.data.dataset import USUAL
 from train.data.explore import explore
-from train.data.files import DataRefused, pointer
 from train.data.prepare import prepare
-from train.data.reading import is_flat
-from train.data.sources import open_sources
 
 MASK = "a mask, not a picture"
 

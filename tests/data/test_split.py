@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from train.data.files import DataRefused
+from hub_model.check.files import DataRefused
 from train.data.split import (
     RATIOS,
     SPLITS,

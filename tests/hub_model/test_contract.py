@@ -14,7 +14,7 @@ from hub_model import covid_cnn, evidence, hub_folder
 from hub_model.refused import Refused
 from tests.loaders import with_some_training
 from train.fit import backbones
-from train.measure import calibration
+from train.measure.folding import fold
 
 STOCK_SIZE = 96  # pixels; stock networks take any size, and a small one is quick
 NAMES = [*covid_cnn.VARIANTS, *backbones.TESTED]
@@ -143,7 +143,7 @@ def test_another_size_is_read_or_refused_with_the_right_one(case):
 
 def test_calibration_folds_into_the_last_layer(case):
     model = hub_folder.load(case.path).model
-    calibration.fold(model, 2.5, -0.5)
+    fold(model, 2.5, -0.5)
     with torch.no_grad():
         found, before = model(case.pixels).diff(), case.logits.diff()
         torch.testing.assert_close(found, before / 2.5 - 0.5, atol=1e-5, rtol=1e-4)

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from hub_model import Screener, hub_folder, lung_net, lungs
 from hub_model.changes import CHANGES, Change
+from hub_model.check import harmless as core
 from hub_model.refused import Refused
 from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from train.fit.recipes import RECIPES, Recipe
@@ -129,7 +130,7 @@ def test_audits_join_the_evaluation(run, archive):  # noqa: F811
         )
     assert (run / "plots" / "harmless_changes.png").is_file()
     table = compare([run])
-    worst = harmless.worst(measured, "sensitivity")
+    worst = core.worst(measured, "sensitivity")
     assert f"{worst['change']}: {100 * worst['flips']['sensitivity']['value']:.1f} %" in table
     with pytest.raises(Refused, match="measure nothing"):
         audit(run, data=[str(archive)], pictures=2)
@@ -141,7 +142,7 @@ def test_flips_and_moves_are_those_of_the_answers(evaluated, archive, monkeypatc
     test = provenance.parts_of(folder, [str(archive)])["test"]
     black = Change("blacked out", lambda grey: grey * 0, limit=0.0)
     same = Change("left alone", lambda grey: grey)
-    monkeypatch.setattr(harmless, "CHANGES", (black, same))
+    monkeypatch.setattr(core, "CHANGES", (black, same))
     measured = harmless.measure_changes(folder, test, pictures=len(test))
     gone, kept = measured["rows"]
     assert all(record["value"] == 0 for record in (*kept["flips"].values(), *kept["moves"].values()))
@@ -157,10 +158,10 @@ def test_flips_and_moves_are_those_of_the_answers(evaluated, archive, monkeypatc
 def test_pictures_are_spread_over_labels_and_families():
     labels = np.r_[np.zeros(90, int), np.ones(20, int)]
     families = np.r_[np.arange(90) // 9, 100 + np.arange(20) // 10].astype(str)
-    chosen = harmless.spread(labels, families, 40, seed=1)
+    chosen = core.spread(labels, families, 40, seed=1)
     assert (labels[chosen] == 1).sum() == 20 and len(chosen) == 40 == len(set(chosen))
     assert len(set(families[chosen][labels[chosen] == 0])) == 10  # all of them, twice each
-    assert set(harmless.spread(labels, families, 1000, seed=1)) == set(range(110))
+    assert set(core.spread(labels, families, 1000, seed=1)) == set(range(110))
 
 
 def test_the_guard_learns_other_pictures_whatever_ails_their_labels(archive, tmp_path):  # noqa: F811

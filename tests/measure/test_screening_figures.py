@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from hub_model.check.metrics import figures
 from tests.conftest import ROOT
-from train.measure.metrics import figures
 from train.measure.screening_figures import ScreeningFigures
 
-FILES = ("screening_figures.py", "metrics.py")
+FILES = ("screening_figures.py",)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_it_opens_by_path_and_takes_batches(scored):
 
 
 def test_it_opens_from_a_space(scored, tmp_path, monkeypatch):
-    """A Space is a folder of these two files; where `evaluate` would fetch them, it finds them here."""
+    """A Space holds this file; where `evaluate` would fetch it, it finds it here."""
     labels, p, _ = scored
     space = tmp_path / "space"
     space.mkdir()

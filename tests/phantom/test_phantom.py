@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hub_model.check.files import DataRefused
 from hub_model.dicom import lung_window
 from hub_model.images import frame_count, read_image
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.data.dataset import load_data
-from train.data.files import DataRefused
 from train.phantom.imaging import Pose, axial_slice, draw_scan, film
 from train.phantom.phantom import PhantomRefused, draw_patient, draw_view, grey, phantom
 from train.phantom.thorax import Thorax

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hub_model import FolderRefused, Screener, hub_folder
+from hub_model.check.sources import DataRefused
 from hub_model.refused import Failed, Refused
 from tests.hub_standin import READER, hub  # noqa: F401
 from tests.made_run import make_run, pictures
 from train import __main__
-from train.data.sources import DataRefused
 from train.release import card, origins, publish
 from train.release import hub as upload
 

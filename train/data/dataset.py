@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from hub_model.check.files import DataRefused
+from hub_model.check.sources import open_sources
 from hub_model.hub_folder import MODALITIES
 
 from . import split as split_code
-from .files import DataRefused
 from .grouping import code_hash
 from .manifest import read_manifest
 from .prepare import prepare
 from .reading import fingerprint
-from .sources import open_sources
 from .split import LEAKING, RATIOS, SPLITS, prove_no_leak, split_hash
 from .writing import FORMAT, MANIFEST_FILE, SPLIT_FILE
 

@@ -24,12 +24,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from hub_model.check.files import DataRefused, explain_write_errors
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
 from hub_model.whole import whole_folder
 
 from . import plots as data_plots
 from .dataset import is_prepared, load_data, prepared_folder
-from .files import DataRefused, explain_write_errors
 from .manifest import read_manifest
 from .split import LEAKING, SPLITS
 from .writing import MANIFEST_FILE, SPLIT_FILE

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits
 
+from hub_model.check.families import joined
+
 from . import families
 from .leak_report import CONTRADICTORY
 from .manifest import Entry
@@ -44,7 +46,7 @@ def group(entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, look: 
         found = _look_alikes([good[place] for place in places], chunks, folder, modality, jobs)
         for place, name in zip(places, found, strict=True):
             tokens[place].append(f"{modality} {name}")
-    for members in _joined(tokens):
+    for members in joined(tokens):
         family = [good[index] for index in members]
         name = min(entry.pixels for entry in family)[:16]  # named after its contents
         contradictory = len({entry.label for entry in family}) > 1
@@ -84,29 +86,7 @@ def _look_alikes(
 def _names(tokens: Sequence[Sequence[str]]) -> list[str]:
     """One name per item; equal where items share a token, directly or through others."""
     names = [""] * len(tokens)
-    for number, members in enumerate(_joined(tokens)):
+    for number, members in enumerate(joined(tokens)):
         for index in members:
             names[index] = str(number)
     return names
-
-
-def _joined(tokens: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Indices of the items that share a token, directly or through others (connected components)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    numbers: dict[str, int] = {}
-    pairs = [
-        (index, len(tokens) + numbers.setdefault(token, len(numbers)))
-        for index, own in enumerate(tokens)
-        for token in own
-    ]
-    if not pairs:
-        return []
-    heads, tails = np.array(pairs).T
-    size = len(tokens) + len(numbers)
-    graph = coo_array((np.ones(len(pairs)), (heads, tails)), (size, size))
-    found: dict[int, list[int]] = {}
-    for index, component in enumerate(connected_components(graph, directed=False)[1][: len(tokens)]):
-        found.setdefault(component, []).append(index)
-    return list(found.values())

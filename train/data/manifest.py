@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hub_model.check.labels import Row
 from hub_model.hub_folder import LABELS
 
-from .labels import Row
 from .split import SPLITS
 
 TEXT = ("source", "path", "sha256", "pixels", "mode", "modality", "label", "family", "split", "refused")

@@ -19,12 +19,12 @@ from rich.progress import track
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from hub_model.check.files import DataRefused
 from hub_model.grey import ImageRefused
 from hub_model.images import read_image
 from hub_model.whole import whole_file
 
 from .dataset import load_data
-from .files import DataRefused
 
 SIDE = 256
 """Longer side in pixels at which a slice is outlined."""

@@ -22,15 +22,16 @@ import joblib
 import typer
 from rich.console import Console
 
+from hub_model.check.files import ZIP_LIMIT, DataRefused, explain_write_errors
+from hub_model.check.headers import LEFT_OUT
+from hub_model.check.labels import Row
+from hub_model.check.sources import open_sources
 from hub_model.hub_folder import LABELS
 
-from .files import ZIP_LIMIT, DataRefused, explain_write_errors
 from .grouping import code_hash, group
-from .labels import Row
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, write_manifest
-from .reading import LEFT_OUT, column_of, entries_of, fingerprint, read_all
-from .sources import open_sources
+from .reading import column_of, entries_of, fingerprint, read_all
 from .split import LEAKING, RATIOS, SPLITS, assign_splits, check_split, prove_no_leak
 from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 

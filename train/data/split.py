@@ -10,9 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from hub_model.check.files import DataRefused
 from hub_model.hub_folder import LABELS
-
-from .files import DataRefused
 
 SPLITS = ("train", "validation", "test")
 SPLIT_KINDS = ("family", "official", "random")

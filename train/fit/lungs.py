@@ -16,13 +16,13 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from hub_model import lungs
+from hub_model.check.metrics import family_weights, record
 from hub_model.lung_net import LungNet
 from hub_model.refused import Refused
 
 from ..data.dataset import load_data, open_data
 from ..data.outline import further
 from ..measure.foreign import foreign_pictures
-from ..measure.metrics import family_weights, record
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -12,10 +12,10 @@ import typer
 from scipy.special import expit
 
 from hub_model import hub_folder
+from hub_model.check.metrics import figures, interval
 from hub_model.hub_folder import HubFolder
 from hub_model.refused import Refused
 
-from ..measure.metrics import figures, interval
 from ..measure.predict import predict
 from ..measure.provenance import parts_of
 

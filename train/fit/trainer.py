@@ -21,9 +21,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
+from hub_model.check.metrics import at_threshold, threshold_free
 from hub_model.refused import Failed
 
-from ..measure.metrics import at_threshold, threshold_free
 from .batches import BalancedSampler, Batches
 from .recipes import Recipe
 

@@ -19,11 +19,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hub_model import hub_folder, lungs
+from hub_model.check.harmless import PICTURES, spread
+from hub_model.check.metrics import Record, figures, mean, paired_difference
 from hub_model.refused import Refused
 
 from . import harmless, plots
 from .guard import balanced
-from .metrics import Record, figures, mean, paired_difference
 from .predict import Predictions, predict
 from .predict import run as answers
 from .provenance import parts_of
@@ -86,7 +87,7 @@ def audit(
     ] = None,
     pictures: Annotated[
         int, typer.Option(help="test pictures on which harmless changes are tried, at most")
-    ] = harmless.PICTURES,
+    ] = PICTURES,
     seed: Annotated[int, typer.Option(help="seed of the bootstrap and of the draw of pictures")] = 0,
 ) -> dict[str, Any]:
     """Audit RUN on the test split and add the figures to its evaluation.json.
@@ -103,7 +104,7 @@ def audit(
         Refused: DATA is not what RUN was trained on, or a fold left out no source.
     """
     if pictures < 4:
-        raise Refused(f"{pictures} pictures measure nothing; give at least 4, as {harmless.PICTURES}.")
+        raise Refused(f"{pictures} pictures measure nothing; give at least 4, as {PICTURES}.")
     folder = hub_folder.open_folder(run)
     evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
     parts = parts_of(folder, data)
@@ -132,7 +133,7 @@ def _changed(
     folder: hub_folder.HubFolder, test: "Dataset", whole: Predictions, pictures: int, seed: int
 ) -> dict[str, Record]:
     """Score the network on pictures from which something was taken away."""
-    chosen = harmless.spread(whole.labels, whole.families, pictures, seed)
+    chosen = spread(whole.labels, whole.families, pictures, seed)
     labels, families = whole.labels[chosen], whole.families[chosen]
     images, finder = [row["image"].convert("L") for row in test.select(chosen)], folder.finder
     masks = [inside_lungs(image, finder) for image in images]

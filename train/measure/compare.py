@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from hub_model import hub_folder
+from hub_model.check.harmless import worst
+from hub_model.check.metrics import interval
 from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
-from . import harmless, plots
-from .metrics import interval
+from . import plots
 
 CPU_RUNS = 15
 HEADER = ("run", "modality", "network", "parameters", "MACs", "CPU ms", "test AUROC", "sensitivity / specificity at "
@@ -73,7 +74,7 @@ def _worst_change(evaluation: dict) -> str:
     if not measured:
         return "-"
     default = next(iter(evaluation["test"]["at"]))
-    row = harmless.worst(measured, default)
+    row = worst(measured, default)
     return f"{row['change']}: {interval(row['flips'][default], 1, percent=True)}"
 
 

@@ -11,12 +11,14 @@ import typer
 from scipy.special import expit
 
 from hub_model import hub_folder
+from hub_model.check import calibration
 from hub_model.refused import Refused
 from hub_model.screener import INCONCLUSIVE, decide
 
-from . import calibration, plots
 from . import findings as finding
 from . import guard as guarding
+from . import plots
+from .folding import fold
 from .predict import Predictions, predict
 from .provenance import data_of
 
@@ -122,7 +124,7 @@ def _calibrate(folder: hub_folder.HubFolder, split: "Dataset") -> tuple[float, f
     raw = predict(folder, split, "validation, as trained")
     raw = raw.only(raw.answered)
     temperature, bias = calibration.fit_calibration(raw.log_odds, raw.labels, raw.families)
-    calibration.fold(folder.model, temperature, bias)
+    fold(folder.model, temperature, bias)
     return temperature, bias
 
 

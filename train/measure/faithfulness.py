@@ -22,11 +22,11 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.functional import gaussian_blur
 
 from hub_model import evidence, hub_folder, lungs
+from hub_model.check.metrics import Record, interval, mean
 from hub_model.grey import ImageRefused
 from hub_model.refused import Refused
 
 from . import plots
-from .metrics import Record, interval, mean
 from .provenance import parts_of
 
 REPORT, PLOT = "faithfulness.json", "plots/faithfulness.png"

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit
 
-from .metrics import mean
+from hub_model.check.findings import OTHER, WORDS, group
+from hub_model.check.metrics import mean
+
 from .predict import Predictions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-WORDS = {
-    "no finding": ("no finding", "normal", "healthy", "no findings"),
-    "tuberculosis": ("tuberculosis", "tb"),
-    "pneumonia": ("pneumonia", "viral pneumonia", "bacterial pneumonia", "lung opacity", "consolidation"),
-}
-"""Findings that are told apart, each with what collections call it; anything else that is named is "other"."""
 TABLE = "metadata.csv"
-OTHER = "other"
 MIN_PICTURES = 10
 """Findings of fewer test pictures get no figures of their own."""
 
@@ -58,16 +53,6 @@ def told_by(data: Sequence[str]) -> dict[str, tuple[str, str]]:
                 path = row.get("file_name") or ""
                 told[path] = words if told.get(path, words) == words else ("", "")
     return told
-
-
-def group(finding: str | None = "", detail: str | None = "") -> str:
-    """Group a finding; its detail decides where it names one of `WORDS`, as in "Other" with "tuberculosis"."""
-    for said in (detail, finding):
-        plain = (said or "").strip().casefold()
-        for name, words in WORDS.items():
-            if plain in words:
-                return name
-    return OTHER if (finding or "").strip() else ""
 
 
 def by_finding(

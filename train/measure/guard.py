@@ -11,16 +11,16 @@ from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
+from hub_model.check.files import read_bytes
+from hub_model.check.labels import Row
+from hub_model.check.metrics import Record, mean
+from hub_model.check.sources import ANOTHER_MODALITY, open_sources
 from hub_model.grey import ImageRefused
 from hub_model.guard import Guard, is_blank
 from hub_model.hub_folder import HubFolder
 from hub_model.images import read_image
 
-from ..data.files import read_bytes
-from ..data.labels import Row
-from ..data.sources import ANOTHER_MODALITY, open_sources
 from .foreign import foreign_pictures
-from .metrics import Record, mean
 from .predict import Predictions, run
 
 if TYPE_CHECKING:

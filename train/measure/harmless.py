@@ -1,11 +1,5 @@
-"""How much do changes that no radiologist would mind move the answer?
+"""How much do harmless changes move a run's answers on its test split? In figures and as a picture."""
 
-`hub_model.changes` lists the changes. Each is made to the same test pictures, and counted are the answers that flip at
-each operating point, and how far P(COVID) moves on the pictures of each label. Where a model's answer hangs on the
-crop or the compression of a file, so did the labels of its training pictures.
-"""
-
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,27 +9,21 @@ from PIL import Image
 from rich.progress import track
 from scipy.special import expit
 
-from hub_model import lungs
-from hub_model.changes import CHANGES, Change
+from hub_model.check import harmless
+from hub_model.check.metrics import Record
 from hub_model.guard import Guard
 from hub_model.hub_folder import LABELS, HubFolder
 
 from .guard import refuses
-from .metrics import Record, mean
 from .plots import COLOURS, styled
 from .predict import run
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PICTURES = 100
-"""Test pictures by default: with none of so many flipped, 0 to 3.6 % is the interval."""
-CUT_LIMIT = 0.05
-"""Share of answers that may flip when a picture is cut to its lungs."""
-
 
 def measure_changes(
-    folder: HubFolder, split: "Dataset", pictures: int = PICTURES, seed: int = 0
+    folder: HubFolder, split: "Dataset", pictures: int = harmless.PICTURES, seed: int = 0
 ) -> dict[str, Any]:
     """Make every harmless change to pictures of a split and count what it does to the answers.
 
@@ -46,71 +34,27 @@ def measure_changes(
         seed: of the draw and of the bootstrap.
 
     Returns:
-        ``pictures``, ``families``, ``of`` (pictures in the split), and ``rows``, one a change: ``change``, ``limit``
-        (share of flips that is accepted), ``flips``: operating point -> share of answers on the other side of the
-        threshold than before; ``moves``: label -> mean change of P(COVID); ``refused``: share that is refused though
-        the picture as it was is not. All are records, families resampled.
+        ``pictures``, ``families``, ``of`` (pictures in the split), and ``rows``, one a change, as
+        `hub_model.check.harmless.measure_changes` gives them.
     """
-    chosen = spread(split["label"], split["family"], pictures, seed)
-    rows = split.select(chosen)
+    rows = split.select(harmless.spread(split["label"], split["family"], pictures, seed))
     images = [row["image"].convert("L") for row in rows]
     labels, families = np.array(rows["label"]), np.array(rows["family"])
     guard = Guard.of(folder)
-    before, accepted = _answers(folder, guard, images)
-    told, points = [], folder.screening["operating_points"]
-    for change in track(list(changes_for(folder)), "harmless changes", transient=True):
-        after, still = _answers(folder, guard, [_changed(change, image) for image in images])
-        both = np.isfinite(before) & np.isfinite(
-            after
-        )  # what the preprocessing refuses has no answer to flip
-        flips = {
-            name: mean("flipped", _flipped(before, after, point["threshold"])[both], families[both], seed)
-            for name, point in points.items()
-        }
-        moves = {
-            label: mean("mean change", (after - before)[mask], families[mask], seed)
-            for label, mask in ((name, both & (labels == index)) for index, name in enumerate(LABELS))
-        }
-        row = {"change": change.name, "limit": change.limit, "flips": flips, "moves": moves}
-        told.append({**row, "refused": mean("refused", accepted & ~still, families, seed)})
+
+    def answers(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        log_odds, features = run(folder, pictures)
+        return expit(log_odds), np.isfinite(log_odds) & ~refuses(folder, guard, pictures, features)
+
+    changes = track(list(harmless.changes_for(folder)), "harmless changes", transient=True)
+    points = folder.screening["operating_points"]
+    told = harmless.measure_changes(answers, images, labels, families, points, changes, seed)
     return {
         "pictures": len(images),
         "families": len(np.unique(families)),
         "of": len(split),
         "rows": told,
     }
-
-
-def spread(labels: Sequence[int], families: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Choose rows, in order: labels in equal numbers as far as they go, and no family twice before all came once."""
-    labels, families = np.asarray(labels), np.asarray(families)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    turn = np.empty(len(labels), int)  # how often the family was met before
-    met: dict[str, int] = {}
-    for row in order:
-        turn[row] = met[families[row]] = met.get(families[row], -1) + 1
-    queues = [order[labels[order] == label] for label in (0, 1)]
-    queues = [queue[np.argsort(turn[queue], kind="stable")] for queue in queues]
-    fewest = min(map(len, queues))
-    shares = [min(len(queue), max(count // 2, count - fewest)) for queue in queues]
-    return np.sort(np.concatenate([queue[:share] for queue, share in zip(queues, shares, strict=True)]))
-
-
-def changes_for(folder: HubFolder) -> Iterator[Change]:
-    """The harmless changes for a model; cutting to the lungs where its folder has a network that finds them."""
-    yield from (change for change in CHANGES if folder.modality in change.modalities)
-    if finder := folder.finder:
-
-        def cut(grey: np.ndarray) -> np.ndarray:
-            image = Image.fromarray(grey)
-            return np.asarray(lungs.cut(image, finder.find(image).box))
-
-        yield Change("cut to the lungs", cut, limit=CUT_LIMIT)
-
-
-def worst(measured: dict[str, Any], point: str) -> dict[str, Any]:
-    """The row of the change that flips most answers at an operating point."""
-    return max(measured["rows"], key=lambda row: row["flips"][point]["value"])
 
 
 def draw(measured: dict[str, Any], point: str) -> Figure:
@@ -140,19 +84,3 @@ def _whiskers(axes: Axes, records: list[Record], y: np.ndarray, colour: str, lab
         value, y, xerr=np.clip([value - low, high - value], 0, None), fmt="o", color=colour, capsize=2,
         markersize=4, label=label,
     )  # fmt: skip
-
-
-def _flipped(before: np.ndarray, after: np.ndarray, threshold: float) -> np.ndarray:
-    return (before >= threshold) != (after >= threshold)
-
-
-def _changed(change: Change, image: Image.Image) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(change.apply(np.asarray(image))))
-
-
-def _answers(
-    folder: HubFolder, guard: Guard | None, images: list[Image.Image]
-) -> tuple[np.ndarray, np.ndarray]:
-    """P(COVID) (n,), NaN where there is none, and whether each picture (n,) is accepted."""
-    log_odds, features = run(folder, images)
-    return expit(log_odds), np.isfinite(log_odds) & ~refuses(folder, guard, images, features)

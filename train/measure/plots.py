@@ -10,10 +10,10 @@ from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hub_model import evidence, heatmap, lungs
+from hub_model.check.metrics import confusion, threshold_free
 from hub_model.hub_folder import COVID, LABELS, HubFolder
 from hub_model.whole import whole_file
 
-from .metrics import confusion, threshold_free
 from .predict import Predictions
 
 if TYPE_CHECKING:

@@ -1,14 +1,14 @@
 """The figures of a screening test as a module of the ``evaluate`` library.
 
 It computes with `metrics` and is what the verb `evaluate` scores with. Elsewhere it loads by path, offline, as
-``evaluate.load("train/measure/screening_figures.py")``, or from a Space that holds this file and ``metrics.py``, as
+``evaluate.load("train/measure/screening_figures.py")``, or from a Space that holds this file, as
 ``evaluate.load("ORG/screening_figures")``. Only who imports this file pays for importing ``evaluate``.
 """
 
 import datasets
 import evaluate
 
-from .metrics import at_threshold, figures, threshold_free
+from hub_model.check.metrics import at_threshold, figures, threshold_free
 
 DESCRIPTION = """Figures of a binary screening test (AUROC, sensitivity, specificity, calibration error and more), with
 intervals that resample families: pictures of one patient, or copies of one original."""

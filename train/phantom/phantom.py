@@ -19,12 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import track
 
+from hub_model.check.files import explain_write_errors
 from hub_model.dicom import LUNG_WINDOW, lung_window
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
 from hub_model.refused import Refused
 from hub_model.whole import whole_folder
 
-from ..data.files import explain_write_errors
 from .imaging import OUTSIDE, axial_slice, draw_pose, draw_scan, field_of_view, film
 from .thorax import Thorax
 

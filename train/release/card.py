@@ -15,11 +15,11 @@ import typer
 import yaml
 
 from hub_model import __version__, hub_folder
+from hub_model.check.harmless import worst
 from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
 from ..measure.faithfulness import REPORT as FAITHFULNESS
-from ..measure.harmless import worst
 from .metadata import LICENCE, metadata, results
 from .origins import STARTING_POINTS, Collection, described
 from .wording import bounded, duration, figure, percent, spread

@@ -157,7 +157,7 @@ def write_gradio(repo_id: str, models: list[Pinned], out: Path) -> dict[str, Con
         "there is a static page\n(`python -m train space --static`)."
     )
     files: dict[str, Content] = {}
-    for folder, names in ((ROOT / "demo", ("*", "*/*", "*/*/*")), (ROOT / "hub_model", ("*.py",))):
+    for folder, names in ((ROOT / "demo", ("*", "*/*", "*/*/*")), (ROOT / "hub_model", ("*.py", "check/*"))):
         prefix = "" if folder.name == "demo" else f"{folder.name}/"
         kept = {name: f for name, f in collected(folder, names).items() if "__pycache__" not in name}
         files |= {prefix + name: file for name, file in kept.items()}

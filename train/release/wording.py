@@ -4,7 +4,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from ..measure.metrics import interval
+from hub_model.check.metrics import interval
 
 
 def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:

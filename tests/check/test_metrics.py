@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from train.measure.metrics import (
+from hub_model.check.metrics import (
     at_threshold,
     family_weights,
     figures,
@@ -141,6 +141,6 @@ def test_intervals_are_spelt_one_way():
 
 
 def test_importing_the_metrics_does_not_import_the_evaluate_library():
-    code = "import sys, train.measure.metrics; print('evaluate' in sys.modules, 'datasets' in sys.modules)"
+    code = "import sys, hub_model.check.metrics; print('evaluate' in sys.modules, 'datasets' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["False", "False"]

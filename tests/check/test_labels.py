@@ -4,10 +4,10 @@ import unicodedata
 
 import pytest
 
-from tests.data.test_sources import skipped, told, tree, write_table
-from train.data.files import DataRefused
-from train.data.labels import exact, label_words, names_nobody
-from train.data.sources import open_sources
+from hub_model.check.files import DataRefused
+from hub_model.check.labels import exact, label_words, names_nobody
+from hub_model.check.sources import open_sources
+from tests.check.test_sources import skipped, told, tree, write_table
 
 
 def table_of(root, *labels):

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hub_model.archives import Archive, ArchiveRefused, Limits, Member, open_archive
-from hub_model.folders import shown, walk
-from hub_model.refused import Refused
+from ..archives import Archive, ArchiveRefused, Limits, Member, open_archive
+from ..folders import shown, walk
+from ..refused import Refused
 
 FILE_LIMIT = 2**30
 """Bytes that one file of a collection may have."""

@@ -6,10 +6,11 @@ import torch
 from scipy.special import expit
 from scipy.stats import binomtest
 
+from hub_model.check import calibration
+from hub_model.check.calibration import abstain_band, fit_calibration, operating_points, promise
+from hub_model.check.metrics import at_threshold
 from hub_model.refused import Refused
-from train.measure import calibration
-from train.measure.calibration import abstain_band, fit_calibration, fold, operating_points, promise
-from train.measure.metrics import at_threshold
+from train.measure.folding import fold
 
 
 def sample(n=20_000, seed=0):

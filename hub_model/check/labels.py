@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hub_model import dicom
-from hub_model.hub_folder import LABELS, MODALITIES
-
+from .. import dicom
+from ..hub_folder import LABELS, MODALITIES
 from .files import DataRefused, Ref
 
 SKIP = "skip"

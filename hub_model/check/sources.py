@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hub_model.archives import is_archive
-from hub_model.hub_folder import MODALITIES
-
+from ..archives import is_archive
+from ..hub_folder import MODALITIES
 from .files import ZIP_LIMIT, Cell, DataRefused, list_archive, list_folder
 from .labels import LAYOUT, SPLIT_NAMES, Reader, Row, label_words
 from .layout import layout_rows

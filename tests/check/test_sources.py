@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 import pytest
 
+from hub_model.check.files import DataRefused, read_bytes
+from hub_model.check.sources import open_sources
 from tests.bad_files import grey_picture, make_odd_files, write_dicom
-from train.data.files import DataRefused, read_bytes
-from train.data.sources import open_sources
 
 CLASSES = {"COVID": 1, "Non-COVID": 0}
 

@@ -1,14 +1,13 @@
-"""What is chosen on the validation split: calibration of the probabilities, operating points, abstain bands."""
+"""Chosen on pictures with labels: calibration of the probabilities, operating points, abstain bands."""
 
 import math
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import binom
 
-from hub_model.refused import Refused
+from ..refused import Refused
 
 AT_LEAST, CONFIDENCE = 0.90, 0.95
 """What an operating point promises: this share of right answers, with this confidence."""
@@ -67,29 +66,6 @@ def fit_calibration(log_odds: np.ndarray, labels: np.ndarray, families: np.ndarr
     bounds = [(-LARGEST_LOG_T, LARGEST_LOG_T), (-LARGEST_BIAS, LARGEST_BIAS)]
     log_t, bias = minimize(loss, [0.0, 0.0], bounds=bounds, method="L-BFGS-B").x
     return math.exp(log_t), float(bias)
-
-
-def fold(model: torch.nn.Module, temperature: float, bias: float) -> None:
-    """Write a calibration into the last linear layer, in place.
-
-    Every loader then gives the calibrated probability without knowing of calibration. The layer gives two logits, or,
-    in the documented networks, the second of them alone; the bias goes to that of COVID, which is the last.
-
-    Raises:
-        ValueError: the temperature is not a positive number, or the bias is not finite or has nowhere to go.
-    """
-    if not (temperature > 0 and math.isfinite(temperature) and math.isfinite(bias)):
-        raise ValueError(
-            f"A temperature is a positive number and a bias a finite one; got {temperature}, {bias}."
-        )
-    head = model.get_classifier()
-    if head.bias is None and bias:
-        raise ValueError("The last layer of this network has no bias; fold a temperature alone.")
-    with torch.no_grad():
-        head.weight.div_(temperature)
-        if head.bias is not None:
-            head.bias.div_(temperature)
-            head.bias[-1] += bias
 
 
 def operating_points(
