@@ -8,6 +8,7 @@ array to array; `load` gives ONNX Runtime's.
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,17 @@ def load(path: str | os.PathLike) -> LungFinder | None:
         return session.run(["outlines"], {"pictures": pictures})[0]
 
     return LungFinder(run, settings["modality"])
+
+
+def copy(of: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Copy the files of a lung network from one folder into another.
+
+    Raises:
+        OSError: one of them is missing, or cannot be written.
+    """
+    for name in FILES:
+        with whole_file(Path(to) / name) as new:
+            shutil.copyfile(Path(of) / name, new)
 
 
 def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) -> Path:

@@ -7,11 +7,13 @@ from PIL import Image
 
 from hub_model import hub_folder, lungs
 from hub_model.lung_net import LungNet
+from hub_model.refused import Refused
 from train.fit import speed
-from train.fit.batches import read_images
+from train.fit.batches import join, read_images, read_unlabelled
 from train.fit.fit import fit
 from train.fit.recipes import RECIPES, Recipe
 from train.fit.steady import features_of_looks, steady_head
+from train.fit.trainer import distance
 
 SMALL = "mobilenetv3_small_050"
 CFG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -128,3 +130,58 @@ def test_a_run_cut_to_lungs_carries_the_lung_network(archive, tmp_path):
     expected = hub_folder.transform_of(folder.config)(lungs.load(out).view(film))
     assert torch.equal(folder.transform(film), expected)
     assert not torch.equal(folder.transform(film), hub_folder.transform_of(folder.config)(film))
+
+
+def test_a_step_in_log_odds_counts_alike_where_answers_are_nearly_certain():
+    def slope(target, odds, in_odds):
+        logits = torch.tensor([[0.0, odds]], requires_grad=True)
+        distance(logits, torch.tensor([[1 - target, target]]), in_odds).backward()
+        return float(logits.grad[0, 1])
+
+    near, far = torch.tensor(0.0), torch.tensor(-5.0)
+    at = [float(torch.sigmoid(odds)) for odds in (near, far)]
+    assert slope(at[0], 0.5, True) == pytest.approx(slope(at[1], -4.5, True), rel=1e-3)
+    assert slope(at[0], 0.5, False) > 10 * slope(at[1], -4.5, False)
+    assert (
+        distance(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 1.0]]), True) < 6.3
+    )  # a certain target is finite
+
+
+def test_slices_without_a_label_are_told_by_the_teacher_and_those_without_lungs_left_out(archive, tmp_path):
+    from train.fit.distillation import unlabelled_pictures
+
+    further = tmp_path / "further"
+    further.mkdir()
+    for index, file in enumerate(sorted((archive / "CT" / "COVID").iterdir())[:6]):
+        (further / f"{index}.png").write_bytes(file.read_bytes())
+    Image.new("L", (80, 80), 7).save(further / "nothing.png")
+
+    def outlines(seen):  # a lung wherever the picture shows anything
+        return np.broadcast_to(
+            (np.ptp(seen, axis=(1, 2, 3)) > 0.1).astype(np.float32)[:, None, None, None], seen.shape
+        )
+
+    finder = lungs.LungFinder(outlines, "ct")
+    assert len(unlabelled_pictures([further])) == 7
+    pictures = unlabelled_pictures([further], finder)
+    assert len(pictures) == 6
+    images = images_of(archive, 2)
+    config = hub_folder.make_config(SMALL, {}, CFG, 1024)
+    more = read_unlabelled(pictures, hub_folder.transform_of(config), config["pretrained_cfg"], 2, seed=3)
+    both, net = join(images, more), network()
+    assert len(both) == len(images) + 6 and both.labels[-6:].eq(-1).all()
+    steady_head(net, both, CFG, RECIPES["tiny_steady"], seed=0)
+    assert both.targets[-6:, 1].min() > 0.5  # copies of COVID slices
+    with pytest.raises(Refused, match="and shows lungs"):
+        unlabelled_pictures([further], lungs.LungFinder(np.zeros_like, "ct"))
+
+
+def test_a_run_may_show_whole_pictures_and_carry_the_lung_network(archive, tmp_path):
+    torch.manual_seed(0)
+    lungs.save(tmp_path / "lungs", LungNet().eval(), {"modality": "ct"})
+    out = fit(data=[str(archive)], modality="ct", variant=SMALL, recipe="tiny_steady", out=tmp_path / "run",
+              families="known", lungs=tmp_path / "lungs", view="whole")  # fmt: skip
+    folder = hub_folder.open_folder(out)
+    assert folder.view == lungs.WHOLE and folder.finder is not None
+    film = Image.fromarray((np.arange(80 * 80).reshape(80, 80) % 60 + 90).astype(np.uint8))
+    assert torch.equal(folder.transform(film), hub_folder.transform_of(folder.config)(film))

@@ -1,6 +1,6 @@
 """From pictures to batches: read through the one preprocessing, drawn by class and source, changed by a recipe."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """The one preprocessing: grey picture -> (3, H, W), standardised."""
+UNLABELLED = 1
+"""Sets the random numbers of unlabelled pictures apart from those of labelled ones."""
 
 
 class Images(torch.utils.data.Dataset):
@@ -98,19 +100,61 @@ def read_images(
         copies: changed copies to make of each picture, before the preprocessing.
         seed: of the copies; each picture has its own.
     """
-    size = tuple(pretrained_cfg["input_size"][1:])
-    pixels = torch.empty((len(rows), 1, *size), dtype=torch.uint8)
-    changed = torch.empty((len(rows), copies, 1, *size), dtype=torch.uint8)
-    for index, row in enumerate(track(rows, f"reading {name}", transient=True)):
-        picture = row["image"].convert("L")
-        pixels[index] = to_bytes(transform(picture), pretrained_cfg)
-        rng = np.random.default_rng([seed, index])
-        for number in range(copies):
-            copy = Image.fromarray(random_copy(np.asarray(picture), rng))
-            changed[index, number] = to_bytes(transform(copy), pretrained_cfg)
+    pictures = (row["image"].convert("L") for row in track(rows, f"reading {name}", transient=True))
+    pixels, changed = _looks(pictures, len(rows), transform, pretrained_cfg, copies, [seed])
     labels = torch.tensor(rows["label"])
     targets = F.one_hot(labels.clamp_min(0), len(LABELS)).float()
     return Images(pixels, labels, targets, rows["source"], rows["path"], rows["family"], changed)
+
+
+def read_unlabelled(
+    pictures: Sequence[Image.Image],
+    transform: Transform,
+    pretrained_cfg: dict[str, Any],
+    copies: int = 0,
+    seed: int = 0,
+) -> Images:
+    """As `read_images`, of grey pictures that nobody labelled: label -1, and targets that say nothing yet."""
+    shown = track(pictures, "reading unlabelled", transient=True)
+    count = len(pictures)
+    pixels, changed = _looks(shown, count, transform, pretrained_cfg, copies, [seed, UNLABELLED])
+    names = [f"unlabelled {index}" for index in range(count)]
+    unknown = torch.full((count, len(LABELS)), 1 / len(LABELS))
+    return Images(
+        pixels, torch.full((count,), -1), unknown, np.full(count, "unlabelled"), names, names, changed
+    )
+
+
+def join(one: Images, other: Images) -> Images:
+    """The pictures of both, in order; what an expert made of them is not kept."""
+    tensors = (
+        torch.cat([getattr(one, name), getattr(other, name)])
+        for name in ("pixels", "labels", "targets", "copies")
+    )
+    pixels, labels, targets, copies = tensors
+    sources, families = (np.r_[getattr(one, n), getattr(other, n)] for n in ("sources", "families"))
+    return Images(pixels, labels, targets, sources, [*one.paths, *other.paths], families, copies)
+
+
+def _looks(
+    pictures: Iterable[Image.Image],
+    count: int,
+    transform: Transform,
+    pretrained_cfg: dict[str, Any],
+    copies: int,
+    seed: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grey pictures as the network is shown them (N, 1, H, W), and changed copies of each (N, K, 1, H, W); uint8."""
+    size = tuple(pretrained_cfg["input_size"][1:])
+    pixels = torch.empty((count, 1, *size), dtype=torch.uint8)
+    changed = torch.empty((count, copies, 1, *size), dtype=torch.uint8)
+    for index, picture in enumerate(pictures):
+        pixels[index] = to_bytes(transform(picture), pretrained_cfg)
+        rng = np.random.default_rng([*seed, index])
+        for number in range(copies):
+            copy = Image.fromarray(random_copy(np.asarray(picture), rng))
+            changed[index, number] = to_bytes(transform(copy), pretrained_cfg)
+    return pixels, changed
 
 
 def to_bytes(tensor: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.Tensor:

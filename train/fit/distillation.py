@@ -10,13 +10,13 @@ from PIL import Image
 from rich.progress import track
 from scipy.special import expit
 
-from hub_model import hub_folder
+from hub_model import hub_folder, lungs
 from hub_model.grey import ImageRefused
 from hub_model.images import read_image
 from hub_model.refused import Refused
 
 from ..measure.predict import run
-from .batches import Images, Transform, to_bytes
+from .batches import Images, Transform, join, read_unlabelled
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def with_teachers(
     Args:
         train: the labelled images.
         rows: what they were read from, in the same order.
-        settings: name the teachers, their share, and the folder of unlabelled pictures that they alone label.
+        settings: name the teachers, their share, and the folders of unlabelled pictures that they alone label.
         transform: the preprocessing of the network to be trained.
         config: its ``config.json``.
 
@@ -42,7 +42,7 @@ def with_teachers(
 
     Raises:
         FolderRefused: a teacher cannot be opened, or names its classes otherwise.
-        Refused: a teacher reads the other modality, or there is no picture in the unlabelled folder.
+        Refused: a teacher reads the other modality, or there is no picture in an unlabelled folder.
     """
     teachers = [hub_folder.open_folder(teacher) for teacher in settings.teacher]
     for teacher in teachers:
@@ -51,20 +51,16 @@ def with_teachers(
                 f"--teacher {teacher.path} reads {teacher.modality} pictures, and these are {settings.modality}: its "
                 "probabilities would mean nothing. Give a teacher of the same modality."
             )
-    pictures = [] if settings.unlabelled is None else _pictures(settings.unlabelled)
+    pictures = unlabelled_pictures(settings.unlabelled)
     targets = _targets(teachers, [row["image"].convert("L") for row in rows])
     train.targets = torch.lerp(train.targets, targets, settings.distil)
     if not pictures:
         return train
-    count = len(pictures)
-    cfg = config["pretrained_cfg"]
-    return Images(
-        torch.cat([train.pixels, torch.stack([to_bytes(transform(picture), cfg) for picture in pictures])]),
-        torch.cat([train.labels, torch.full((count,), -1)]),
-        torch.cat([train.targets, _targets(teachers, pictures)]),
-        np.r_[train.sources, np.full(count, "unlabelled")],
-        [*train.paths, *(f"unlabelled {index}" for index in range(count))],
+    further = read_unlabelled(
+        pictures, transform, config["pretrained_cfg"], train.copies.shape[1], settings.seed
     )
+    further.targets = _targets(teachers, pictures)
+    return join(train, further)
 
 
 def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Image]) -> torch.Tensor:
@@ -77,17 +73,27 @@ def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Imag
     return torch.stack([1 - covid, covid], 1)
 
 
-def _pictures(folder: Path) -> list[Image.Image]:
-    """The grey pictures in a folder; other files in it are passed over.
+def unlabelled_pictures(folders: Sequence[Path], finder: lungs.LungFinder | None = None) -> list[Image.Image]:
+    """The grey pictures in some folders, folder by folder in the order of their names; other files are passed over.
+
+    Args:
+        folders: searched to any depth.
+        finder: where given, pictures in which it finds no lung are passed over too.
 
     Raises:
-        Refused: there is none.
+        Refused: there is none in one of them.
     """
-    pictures = list(_readable(folder))
-    if not pictures:
-        what = "holds no picture that can be read" if folder.is_dir() else "is no folder"
-        raise Refused(f"--unlabelled {folder} {what}. Give a folder of pictures, or leave --unlabelled out.")
-    return pictures
+    found = []
+    for folder in folders:
+        pictures = [picture for picture in _readable(folder) if finder is None or finder.find(picture).found]
+        if not pictures:
+            what = "holds no picture that can be read" if folder.is_dir() else "is no folder"
+            what = what if finder is None or not folder.is_dir() else f"{what} and shows lungs"
+            raise Refused(
+                f"--unlabelled {folder} {what}. Give a folder of pictures, or leave --unlabelled out."
+            )
+        found += pictures
+    return found
 
 
 def _readable(folder: Path) -> Iterator[Image.Image]:

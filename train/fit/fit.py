@@ -19,12 +19,11 @@ from transformers.trainer_callback import ProgressCallback
 from hub_model import hub_folder, lungs
 from hub_model.hub_folder import LABELS
 from hub_model.refused import Refused
-from hub_model.whole import whole_file
 
 from ..data.dataset import Origin, open_data
 from . import backbones, distillation, experts, probe, speed, steady
 from . import trainer as training
-from .batches import Batches, Images, read_images
+from .batches import Batches, Images, join, read_images, read_unlabelled
 from .settings import Settings, with_settings
 
 if TYPE_CHECKING:
@@ -148,7 +147,8 @@ def _world() -> int:
 
 def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network) -> dict[str, Images]:
     """The images of train and validation, with the teachers' share in the targets of the former."""
-    transform = hub_folder.transform_of(network.config, _finder(settings))
+    finder = _finder(settings)
+    transform = hub_folder.transform_of(network.config, finder if settings.view == lungs.LUNGS else None)
     cfg = network.config["pretrained_cfg"]
     known = without(splits, settings.without_source)
     for name in ("train", "validation"):
@@ -164,20 +164,26 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
         name: read_images(known[name], transform, cfg, name, number, settings.seed)
         for name, number in copies.items()
     }
+    if (
+        settings.unlabelled and not settings.teacher
+    ):  # the recipe's own teacher will say what it makes of them
+        pictures = distillation.unlabelled_pictures(settings.unlabelled, finder)
+        further = read_unlabelled(pictures, transform, cfg, settings.row.copies, settings.seed)
+        images["train"] = join(images["train"], further)
+    if settings.teacher:
+        images["train"] = distillation.with_teachers(
+            images["train"], known["train"], settings, transform, network.config
+        )
     if settings.expert:
         bf16 = speed.faster_in_bf16(network.model) if settings.bf16 is None else settings.bf16
         images["train"].expert = experts.ask(
             experts.load_expert(settings.expert), images["train"].pixels, bf16
         )
-    if settings.teacher:
-        images["train"] = distillation.with_teachers(
-            images["train"], known["train"], settings, transform, network.config
-        )
     return images
 
 
 def _finder(settings: Settings) -> lungs.LungFinder | None:
-    """The lung network that the run's pictures are cut by.
+    """The lung network that travels with the run.
 
     Raises:
         Refused: the folder has none, or one for the other modality.
@@ -342,10 +348,9 @@ def _save(
         },
         "history": training.history(trainer),
     }
-    view = {"view": lungs.LUNGS} if settings.lungs else {}
-    for name in lungs.FILES if settings.lungs else ():
-        with whole_file(out / name) as new:
-            shutil.copyfile(settings.lungs / name, new)
+    view = {"view": settings.view} if settings.lungs else {}
+    if settings.lungs:
+        lungs.copy(settings.lungs, out)
     hub_folder.save(
         out,
         training.best_network(trainer),

@@ -30,7 +30,8 @@ class Recipe:
             (see `train.fit.steady`).
         source_penalty: Its penalty on what tells the sources of one label apart.
         ridge: Its penalty on every weight.
-        consistent: Whether the network then learns to give any copy the log-odds that this head gives the mean of them.
+        consistent: Whether the network then learns to give any copy the log-odds that this head gives the mean of them;
+            the loss is then a distance of log-odds.
         epsilon: Adam's.
         beta2: Adam's decay of squared gradients.
         schedule: "constant" or "cosine" (to zero).

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hub_model.hub_folder import MODALITIES
+from hub_model.lungs import LUNGS, VIEWS
 from hub_model.refused import Refused
 
 from .augment import AUGMENTATIONS
@@ -72,7 +73,8 @@ class Settings:
         list[str] | None, typer.Option(help="hub folder whose probabilities are learnt; may repeat")
     ] = None
     unlabelled: Annotated[
-        Path | None, typer.Option(help="folder of further images that only teachers label")
+        list[Path] | None,
+        typer.Option(help="folder of further images that only teachers label; may repeat"),
     ] = None
     distil: Annotated[float, typer.Option(help="share of the teachers in the targets of labelled images")] = (
         0.7
@@ -85,8 +87,14 @@ class Settings:
     ] = None
     lungs: Annotated[
         Path | None,
-        typer.Option(help="folder of a lung network: every picture is cut to its lungs, in use too"),
+        typer.Option(help="folder of a lung network: a picture without lungs is refused in use"),
     ] = None
+    view: Annotated[
+        str,
+        typer.Option(
+            help="what the network is shown where --lungs is given: lungs (cut to them, in use too) or whole"
+        ),
+    ] = LUNGS
     expert: Annotated[
         Path | None,
         typer.Option(
@@ -98,10 +106,11 @@ class Settings:
     ] = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "without_source", "teacher"):  # callers may give one, several or none
+        for name in ("data", "without_source", "teacher", "unlabelled"):  # one, several or none may be given
             given = getattr(self, name)
             several = [given] if isinstance(given, str | Path) else [*(given or ())]
-            object.__setattr__(self, name, [str(one) for one in several])
+            kind = Path if name == "unlabelled" else str
+            object.__setattr__(self, name, [kind(one) for one in several])
         if not self.data:
             raise Refused("No data were given. Give --data FOLDER, a zip, a prepared data set or a Hub id.")
         if self.modality not in MODALITIES:
@@ -111,10 +120,12 @@ class Settings:
                 raise Refused(f"{_flag(name)} {value}: a number above zero is needed.")
         if not 0 <= self.distil <= 1:
             raise Refused(f"--distil {self.distil}: a share between 0 and 1 is needed.")
-        if self.unlabelled is not None and not self.teacher:
+        if self.view not in VIEWS:
+            raise Refused(f"--view {self.view!r}: accepted are {' and '.join(VIEWS)}.")
+        if self.unlabelled and not (self.teacher or self.row.consistent):
             raise Refused(
-                "--unlabelled images are labelled by teachers, and none was given. Give --teacher FOLDER too, or leave "
-                "--unlabelled out."
+                "--unlabelled images are labelled by teachers, and none was given. Give --teacher FOLDER too, or a "
+                "recipe with a teacher of its own such as steady, or leave --unlabelled out."
             )
         if self.expert is not None and (self.modality != "ct" or not self.row.consistent):
             raise Refused(

@@ -11,7 +11,7 @@ import torch
 import typer
 from scipy.special import expit
 
-from hub_model import hub_folder
+from hub_model import hub_folder, lungs
 from hub_model.check.metrics import figures, interval
 from hub_model.hub_folder import HubFolder
 from hub_model.refused import Refused
@@ -53,6 +53,8 @@ def soup(
     for name, figure in found.items():
         print(f"{name}: validation AUROC {interval(figure)}")
     config = first.config
+    if first.finder is not None:
+        lungs.copy(first.path, out)
     hub_folder.save(
         out,
         first.model,

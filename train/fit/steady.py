@@ -67,8 +67,7 @@ def steady_head(
     if not recipe.consistent:
         return
     if images.expert is not None:  # the teacher's alone: of the picture as it came, for every look of it
-        told = np.repeat(images.expert[:, None], features.shape[1], 1)
-        features = np.concatenate([features, told], 2)
+        features = beside(features, images.expert)
         slope, intercept = fitted(features, known)
     odds = features.astype(np.float32).mean(1)
     taught = odds @ slope + intercept
@@ -79,6 +78,11 @@ def steady_head(
         unseen[folds == fold] = odds[folds == fold] @ some[0] + some[1]
     covid = torch.from_numpy(expit((taught + unseen) / 2)).float()
     images.targets, images.any_look = torch.stack([1 - covid, covid], 1), True
+
+
+def beside(looks: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """(N, L, D + E): features (N, L, D) of looks, and beside those of each look what an expert (N, E) told of it."""
+    return np.concatenate([looks, np.repeat(told[:, None], looks.shape[1], 1)], 2)
 
 
 def _folds(families: np.ndarray, seed: int) -> np.ndarray:

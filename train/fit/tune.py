@@ -23,10 +23,10 @@ from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
 from ..data.dataset import load_data
-from . import backbones
+from . import backbones, experts, speed
 from .batches import Images, Transform, read_images
 from .recipes import RECIPES
-from .steady import Moments, features_of_looks, solve
+from .steady import Moments, beside, features_of_looks, solve
 
 if TYPE_CHECKING:
     import datasets
@@ -74,6 +74,9 @@ def tune(
     recipe: Annotated[
         str, typer.Option(help="row of train/fit/recipes.py whose penalties are searched")
     ] = "steady",
+    expert: Annotated[
+        Path | None, typer.Option(help="as for fit: what the teacher listens to besides")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="as for fit")] = None,
     families: Annotated[str | None, typer.Option(help="as for fit")] = None,
     split_seed: Annotated[int | None, typer.Option(help="as for fit")] = None,
@@ -105,13 +108,13 @@ def tune(
         )
     asked = {"data": data, "modality": modality, "variant": variant, "init": init and str(init),
              "model_args": model_args, "mean": mean, "std": std, "lungs": lungs and str(lungs), "recipe": recipe,
-             "split": split, "families": families, "split_seed": split_seed, "seed": seed}  # fmt: skip
+             "expert": expert and str(expert), "split": split, "families": families, "split_seed": split_seed, "seed": seed}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     study = open_study(storage or f"sqlite:///{out / 'study.db'}", asked)
     parts = load_data(data, modality=modality, seed=split_seed, split=split, families=families)
     network = backbones.build(variant, init=init, model_args=json.loads(model_args), input_size=row.input_size,
                               mean=mean, std=std)  # fmt: skip
-    search(study, look(parts, network, lungs, row.copies, seed), trials)
+    search(study, look(parts, network, lungs, row.copies, seed, expert), trials)
     return _write(out, study, recipe)
 
 
@@ -163,9 +166,16 @@ def search(study: "optuna.Study", seen: Seen, trials: int) -> None:
 
 
 def look(
-    parts: "datasets.DatasetDict", network: backbones.Network, lungs: Path | None, copies: int, seed: int
+    parts: "datasets.DatasetDict",
+    network: backbones.Network,
+    lungs: Path | None,
+    copies: int,
+    seed: int,
+    expert: Path | None = None,
 ) -> Seen:
     """Run the frozen network over train and validation, their copies, and the harmless changes of some.
+
+    An expert's features of the picture as it came stand beside those of each look, as in the teacher of `steady`.
 
     Raises:
         Refused: fewer families of a label than folds.
@@ -189,9 +199,15 @@ def look(
     which = np.sort(np.random.default_rng(seed).permutation(len(rows))[:FLIPPED])
     changed = _changed(rows.select(which), transform, cfg)
     network.model.eval()
+    bf16 = speed.faster_in_bf16(network.model)  # as `fit` computes them
+    features = features_of_looks(network.model, images, cfg, bf16)
+    moved = features_of_looks(network.model, changed, cfg, bf16)[:, 1:]
+    if expert is not None:
+        told = experts.ask(experts.load_expert(expert), images.pixels, bf16)
+        features, moved = beside(features, told), beside(moved, told[which])
     return Seen(
-        features_of_looks(network.model, images, cfg),
-        features_of_looks(network.model, changed, cfg)[:, 1:],
+        features,
+        moved,
         which,
         labels,
         np.array(rows["source"]),
