@@ -108,7 +108,8 @@ def tune(
         )
     asked = {"data": data, "modality": modality, "variant": variant, "init": init and str(init),
              "model_args": model_args, "mean": mean, "std": std, "lungs": lungs and str(lungs), "recipe": recipe,
-             "expert": expert and str(expert), "split": split, "families": families, "split_seed": split_seed, "seed": seed}  # fmt: skip
+             "expert": expert and str(expert), "split": split, "families": families, "split_seed": split_seed,
+             "seed": seed}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     study = open_study(storage or f"sqlite:///{out / 'study.db'}", asked)
     parts = load_data(data, modality=modality, seed=split_seed, split=split, families=families)
