@@ -20,6 +20,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 from pydicom import Dataset, dcmread, uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import apply_color_lut, pixel_array
@@ -90,6 +92,10 @@ TAGS = [
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
 PLACE_TAGS = ["SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
+GROUPED = (
+    *("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"),
+    *("PlanePositionSequence", "PlaneOrientationSequence"),
+)  # of an enhanced file's frames, shared or each (PS3.3 C.7.6.16)
 PIXEL_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 
 
@@ -99,6 +105,29 @@ class Header(NamedTuple):
     tags: Dataset
     frames: int
     syntax: uid.UID | None  # transfer syntax
+    start: int = 0  # where the pixels begin, in bytes; of a deflated file it says nothing
+
+
+class Plane(NamedTuple):
+    """Where one frame of a file lies in the patient, and what keeps it from being a slice.
+
+    Attributes:
+        series: SeriesInstanceUID, for grouping only; it names a patient's examination.
+        corner: centre of the first pixel, mm, in the patient's axes: to the left, to the back, to the head (LPS).
+        axes: directions of a row and of a column, three numbers each.
+        spacing: mm between rows and between columns.
+        size: rows and columns.
+        order: acquisition and instance number, for slices that say no place.
+        refused: why the frame is no slice of a CT.
+    """
+
+    series: str
+    corner: tuple[float, ...] | None
+    axes: tuple[float, ...] | None
+    spacing: tuple[float, float] | None
+    size: tuple[int, int]
+    order: tuple[int, int]
+    refused: Reason | None
 
 
 def lung_window(hu: np.ndarray) -> np.ndarray:
@@ -107,8 +136,12 @@ def lung_window(hu: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(hu, low, high) - low) / (high - low) * 255).astype(np.uint8)
 
 
-def read_header(stream: BinaryIO) -> Header:
+def read_header(stream: BinaryIO, also: Iterable[str] = ()) -> Header:
     """Read the elements that describe the picture, without its pixels.
+
+    Args:
+        stream: the file, seekable.
+        also: keywords of elements beyond `TAGS`.
 
     Raises:
         ImageRefused: there is no picture in the file, it is damaged, declares more frames than it holds or than
@@ -118,7 +151,7 @@ def read_header(stream: BinaryIO) -> Header:
         syntax, size = _syntax_and_size(stream)
         _check_syntax(syntax)
         stream.seek(0)
-        tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=[*TAGS, *also])
         if not tags.get("Rows") or not tags.get("Columns"):
             raise ImageRefused(
                 "it holds no picture but, say, a report, a plan or a directory. Export the film or slice itself.",
@@ -131,7 +164,38 @@ def read_header(stream: BinaryIO) -> Header:
             raise ImageRefused(
                 f"it declares {frames} frames and is too short to hold them. Export it again.", "damaged"
             )
-        return Header(tags, frames, syntax)
+        return Header(tags, frames, syntax, stream.tell())
+
+
+def read_planes(stream: BinaryIO) -> tuple[Header, list[Plane]]:
+    """Read the header of a file, and where each of its frames lies.
+
+    Raises:
+        ImageRefused: as `read_header` does.
+    """
+    header = read_header(stream, [*PLACE_TAGS, "AcquisitionNumber"])
+    with decoding():
+        return header, [_plane(_tags_of_frame(header, index), index) for index in range(header.frames)]
+
+
+def _plane(tags: Dataset, index: int) -> Plane:
+    corner, axes = _numbers(tags, "ImagePositionPatient"), _numbers(tags, "ImageOrientationPatient")
+    high, wide = [*_numbers(tags, "PixelSpacing"), 0, 0][:2]
+    acquisition, number = (_number(tags, name) or 0 for name in ("AcquisitionNumber", "InstanceNumber"))
+    try:
+        _check_kind(tags, "ct")
+        refused = None
+    except ImageRefused as refusal:
+        refused = refusal.reason
+    return Plane(
+        str(tags.get("SeriesInstanceUID") or ""),
+        tuple(corner) if len(corner) == 3 else None,
+        tuple(axes) if len(axes) == 6 else None,
+        (high, wide) if high > 0 and wide > 0 else None,
+        (int(tags.Rows), int(tags.Columns)),
+        (int(acquisition), int(number) + index),
+        refused,
+    )
 
 
 def read_place(stream: BinaryIO) -> tuple | None:
@@ -177,10 +241,17 @@ def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None =
     if modality:
         MODALITIES[modality]  # a wrong word is the caller's mistake
     header = read_header(stream)
-    tags = header.tags
-    index = chosen_frame(frame, header.frames)
+    return grey_of(stream, header, chosen_frame(frame, header.frames), modality)
+
+
+def grey_of(stream: BinaryIO, header: Header, index: int, modality: str | None = None) -> np.ndarray:
+    """As `read_grey`, for a header that is at hand: of a file with many frames it need not be read for each.
+
+    Raises:
+        ImageRefused: see `hub_model.images.read_image`.
+    """
     with decoding():
-        _take_frame_groups(tags, index)
+        tags = _tags_of_frame(header, index)
         _check_kind(tags, modality)
         check_size(int(tags.Columns), int(tags.Rows))
     refusal = Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
@@ -193,7 +264,7 @@ def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None =
             syntax=name,
         )
     with decoding(refusal):
-        cells = _cells(stream, header, index)
+        cells = _cells(stream, header._replace(tags=tags), index)
     with decoding():
         if cells.ndim == 3 or tags.PhotometricInterpretation == "PALETTE COLOR":
             colours = cells if cells.ndim == 3 else apply_color_lut(cells, tags)
@@ -355,16 +426,27 @@ def _is_lateral(tags: Dataset) -> bool:
     return coded or " ".join(_word(tags, "ViewPosition").replace("_", " ").split()) in LATERAL_VIEWS
 
 
-def _take_frame_groups(tags: Dataset, index: int) -> None:
-    """Enhanced multi-frame files keep rescale, window and spacing in groups, shared or per frame (C.7.6.16)."""
-    shared = tags.get("SharedFunctionalGroupsSequence") or []
-    each = tags.get("PerFrameFunctionalGroupsSequence") or []
-    for group in (*shared[:1], *each[index : index + 1]):
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"):
+def _tags_of_frame(header: Header, index: int) -> Dataset:
+    """The elements that count for one frame, those of its groups among them; the header stays as it was."""
+    each, shared = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
+    groups = [
+        *(header.tags.get(shared) or [])[:1],
+        *(header.tags.get(each) or [])[index : index + 1],
+    ]
+    tags = Dataset()
+    tags.update({tag: element for tag, element in header.tags.items() if tag not in _GROUPS})
+    for group in groups:
+        for name in GROUPED:
             for item in group.get(name) or []:
                 tags.update(item)
         for item in group.get("CTImageFrameTypeSequence") or []:
             tags.ImageType = [*_several(tags.get("ImageType")), *_several(item.get("FrameType"))]
+    return tags
+
+
+_GROUPS = frozenset(
+    map(tag_for_keyword, ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"))
+)
 
 
 # ---- from the file to stored values
@@ -376,7 +458,7 @@ def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
     if header.tags.get("SamplesPerPixel", 1) not in (1, 3):
         raise ValueError("neither grey nor three colours")
     if header.syntax in codecs.READ:
-        dcmread(stream, force=True, stop_before_pixels=True, specific_tags=["Rows"])
+        stream.seek(header.start)
         tag, vr = struct.unpack("<L2s", stream.read(6))
         if tag != 0x00107FE0:
             raise ValueError("no pixel data")
@@ -391,7 +473,10 @@ def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
             extended_offsets=tuple(offsets) if all(offsets) else None,
         )
         return codecs.decoded(frame, header.syntax, header.tags)
+    if header.frames > 1 and (one := _one_frame(stream, header, index)) is not None:
+        return pixel_array(one, correct_unused_bits=False)
     if header.frames > 1 and header.syntax and header.syntax != uid.DeflatedExplicitVRLittleEndian:
+        stream.seek(0)
         return pixel_array(stream, index=index, correct_unused_bits=False)  # reads this one frame of the file
     file = dcmread(stream, force=True, specific_tags=TAGS + PIXEL_TAGS)
     if not header.syntax:  # no file meta group: as pydicom found it to be written
@@ -399,6 +484,33 @@ def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         file.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
     return pixel_array(file, index=index, correct_unused_bits=False)
+
+
+def _one_frame(stream: BinaryIO, header: Header, index: int) -> Dataset | None:
+    """A data set with the pixels of one uncompressed frame, read alone; None where they are not whole bytes.
+
+    pydicom would parse the whole header for each frame, which for an enhanced CT takes longer than the frame.
+    """
+    tags = header.tags
+    bits = tags.Rows * tags.Columns * tags.get("SamplesPerPixel", 1) * tags.BitsAllocated
+    plain = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
+    if header.syntax not in plain or bits % 16 or tags.get("PhotometricInterpretation") == "YBR_FULL_422":
+        return None
+    stream.seek(header.start)
+    (tag,) = struct.unpack("<I", stream.read(4))
+    if tag != 0x00107FE0:  # group and element, as they lie: PixelData, not its kin of real numbers
+        return None
+    stream.seek(8 if header.syntax == uid.ExplicitVRLittleEndian else 4, 1)
+    stream.seek(index * bits // 8, 1)
+    pixels = stream.read(bits // 8)
+    if len(pixels) < bits // 8:
+        raise ValueError("too short")
+    one = Dataset()
+    one.update(tags)
+    one.NumberOfFrames, one.file_meta = 1, FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = header.syntax
+    one.add_new(0x7FE00010, "OW", pixels)
+    return one
 
 
 def _stored(cells: np.ndarray, tags: Dataset, syntax: str | None) -> np.ndarray:
@@ -611,13 +723,20 @@ def _if_it_shows(grey: np.ndarray, inside: np.ndarray | None) -> np.ndarray | No
 
 
 def _with_square_pixels(grey: np.ndarray, tags: Dataset) -> np.ndarray:
-    """Enlarge, bilinearly, along the side on which pixels are longer (PS3.3 10.7.1.3, C.7.6.3.1.7)."""
+    """Make pixels square by the first element that says how long their sides are (PS3.3 10.7.1.3, C.7.6.3.1.7)."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
         high, wide = [*_numbers(tags, keyword), 0, 0][:2]
         if high > 0 and wide > 0:
-            break
-    else:
-        return grey
+            return with_square_pixels(grey, high, wide)
+    return grey
+
+
+def with_square_pixels(grey: np.ndarray, high: float, wide: float) -> np.ndarray:
+    """Enlarge, bilinearly, along the side on which pixels are longer: (H, W) uint8 -> uint8.
+
+    Raises:
+        ImageRefused: one side is more than `MAX_STRETCH` times the other.
+    """
     ratio = high / wide
     if abs(ratio - 1) <= SQUARE:
         return grey

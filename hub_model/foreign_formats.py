@@ -3,13 +3,17 @@
 Whoever renames a file, or drops what the browser saved, learns what it is.
 """
 
+import re
 import zlib
 
 HEAD = 1024  # bytes that are looked at
 
 PICTURE = "Save it as PNG, JPEG or TIFF."
 DOCUMENT = "Export the film or slice itself as PNG, JPEG or DICOM."
-VOLUME = "Export one axial slice, best as DICOM or as 8-bit PNG in the lung window."
+VOLUME = (
+    "A CT volume as NIfTI, NRRD or MetaImage is judged as a series (read_volume, screen_series, the page's series "
+    "tab); of others, export the axial slices, best as DICOM."
+)
 ARCHIVE = "Unpack it and choose one picture."
 DATA = "Save the one picture in it as PNG or TIFF."
 POINTER = "Only a note of where the picture lies came. Fetch the picture itself first."
@@ -107,7 +111,7 @@ def _volume(head: bytes) -> str | None:
         return "NIfTI"
     if head[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c") and len(head) > 348:
         return "Analyze"
-    if head.startswith((b"ObjectType = Image", b"ObjectType=Image", b"NDims =")):
+    if re.match(rb"(Comment *=[^\n]*\n)?(ObjectType *= *Image|NDims *=)", head):
         return "MetaImage"
     return None
 

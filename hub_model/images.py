@@ -57,12 +57,12 @@ def read_image(source: Any, *, frame: int | None = None, modality: str | None = 
     Raises:
         ImageRefused: no picture, damaged, too large or small, in colour, animated, or of another modality.
     """
-    with _opened(source) as found:
+    with opened(source) as found:
         if isinstance(found, np.ndarray):
             found = _picture_of_array(found)
         if isinstance(found, Image.Image):
             return Image.fromarray(_grey_of_picture(found, chosen_frame(frame, _frames_of(found))))
-        if _is_dicom(found):
+        if is_dicom(found):
             return Image.fromarray(dicom.read_grey(found, frame, modality))
         return Image.fromarray(_read_file(found, frame))
 
@@ -73,12 +73,12 @@ def frame_count(source: Any) -> int:
     Raises:
         ImageRefused: no picture, or damaged.
     """
-    with _opened(source) as found:
+    with opened(source) as found:
         if isinstance(found, np.ndarray):
             return 1
         if isinstance(found, Image.Image):
             return _frames_of(found)
-        return dicom.read_header(found).frames if _is_dicom(found) else len(_open_file(found)[1])
+        return dicom.read_header(found).frames if is_dicom(found) else len(_open_file(found)[1])
 
 
 def slice_place(source: Any) -> tuple | None:
@@ -87,15 +87,19 @@ def slice_place(source: Any) -> tuple | None:
     Raises:
         ImageRefused: no picture, or damaged.
     """
-    with _opened(source) as found:
-        if isinstance(found, (np.ndarray, Image.Image)) or not _is_dicom(found):
+    with opened(source) as found:
+        if isinstance(found, (np.ndarray, Image.Image)) or not is_dicom(found):
             return None
         return dicom.read_place(found)
 
 
 @contextmanager
-def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
-    """The array, the picture, or the file as a seekable stream; names the source in every refusal."""
+def opened(source: Any, limit: int = MAX_BYTES) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
+    """The array, the picture, or the file as a seekable stream; names the source in every refusal.
+
+    Raises:
+        ImageRefused: there is no such file, it is empty, or has more than `limit` bytes.
+    """
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
     name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
     try:
@@ -107,16 +111,16 @@ def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
                     "there is no such file. Check the path; name one file, not a folder.", "missing"
                 )
             with open(source, "rb") as stream:
-                yield _limited(stream)
+                yield _limited(stream, limit)
         elif isinstance(source, (bytes, bytearray, memoryview)):
-            yield _limited(io.BytesIO(source))
+            yield _limited(io.BytesIO(source), limit)
         elif (
             hasattr(source, "read")
             and not getattr(source, "closed", False)
             and isinstance(source.read(0), bytes)
         ):
             seekable = getattr(source, "seekable", lambda: False)()
-            yield _limited(source if seekable else io.BytesIO(source.read(MAX_BYTES + 1)))
+            yield _limited(source if seekable else io.BytesIO(source.read(limit + 1)), limit)
         else:
             kind = type(source).__name__
             raise ImageRefused(
@@ -130,20 +134,20 @@ def _opened(source: Any) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
         raise ImageRefused(f"{name or 'The picture'}: {what} {ACCEPTED}", "unreadable") from None
 
 
-def _limited(stream: BinaryIO) -> BinaryIO:
+def _limited(stream: BinaryIO, most: int) -> BinaryIO:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if not size:
         raise ImageRefused("the file is empty (0 bytes). Copy or export it again.", "empty")
-    if size > MAX_BYTES:
-        limit = MAX_BYTES >> 20
+    if size > most:
+        limit = most >> 20
         raise ImageRefused(
             f"the file is larger than {limit} MiB. Export the single picture.", "file_too_large", limit=limit
         )
     return stream
 
 
-def _is_dicom(stream: BinaryIO) -> bool:
+def is_dicom(stream: BinaryIO) -> bool:
     """By the mark after the preamble or, where that is missing, by a first element of group 0002 or 0008."""
     head = stream.read(132)
     stream.seek(0)
