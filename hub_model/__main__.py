@@ -12,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import hub_folder, scoring
 from .refused import Refused
-from .screener import BATCH, WORKERS, AutoScreener, Screener
+from .screener import BATCH, WORKERS
+
+ENGINES = ("local", "ray")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -20,15 +22,19 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def score(
     paths: Annotated[
-        list[Path], typer.Argument(help="pictures, zip or tar archives, or folders of them at any depth")
+        list[str],
+        typer.Argument(
+            help="pictures, zip or tar archives, or folders of them at any depth; with --engine ray also s3://..."
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="xray or ct (embedded), auto (whichever fits), a hub folder, or a Hub id")
     ] = "auto",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help=".csv, .jsonl or .parquet file; the same command goes on where a killed one stopped"
+            help=".csv, .jsonl or .parquet file (with --engine ray a folder); the same command goes on where a killed "
+            "one stopped"
         ),
     ] = None,
     operating_point: Annotated[str | None, typer.Option(help="sensitivity, balanced or specificity")] = None,
@@ -37,30 +43,24 @@ def score(
         bool, typer.Option("--json", help="on the terminal, one JSON object a line instead of CSV")
     ] = False,
     heat_maps: Annotated[
-        Path | None, typer.Option(help="folder for pictures tinted by where the model looked")
+        str | None, typer.Option(help="folder for pictures tinted by where the model looked")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures that the network sees at once")] = BATCH,
     workers: Annotated[int, typer.Option(min=1, help="threads that read the next pictures")] = WORKERS,
     backend: Annotated[str, typer.Option(help="onnx or torch")] = "onnx",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; with torch any of its devices")] = "cpu",
+    engine: Annotated[str, typer.Option(help="local, or ray: all machines of a Ray cluster")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the cluster's head; by default Ray uses this machine alone"),
+    ] = None,
 ) -> None:
     """Screen pictures: one row a file. A file that cannot be judged gets a row with decision "refused" and the reason.
 
     Exit code 1 where every file was refused.
     """
-    if json_lines and out is not None:
-        raise WrongOptions(
-            "--json is for the terminal; the name of --out says what is written (.csv, .jsonl, .parquet)."
-        )
-    if model == "auto" and revision is not None:
-        raise WrongOptions(
-            f"--model auto means the models in this package, which have no revision {revision!r}. Name the Hub id that "
-            "has it: --model org/name."
-        )
-    if model == "auto":
-        screener = AutoScreener.from_pretrained(backend=backend, device=device)
-    else:
-        screener = Screener.from_pretrained(model, revision, backend, device)
+    _check_options(engine, address, paths, out, json_lines, model, revision)
+    models = scoring.Models(model, revision, backend, device)
     console = Console(stderr=True)
     columns = (TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeRemainingColumn())  # fmt: skip
@@ -77,20 +77,55 @@ def score(
                 rate=f"{speed:.1f} a second",
             )
 
-        tally = scoring.score(
-            paths,
-            screener,
-            out,
-            operating_point=operating_point,
-            heat_maps=heat_maps,
-            batch_size=batch_size,
-            workers=workers,
-            json_lines=json_lines,
-            watch=watch,
-        )
+        common = {
+            "operating_point": operating_point,
+            "heat_maps": heat_maps,
+            "batch_size": batch_size,
+            "workers": workers,
+            "watch": watch,
+        }
+        if engine == "ray":
+            from . import scoring_ray
+
+            tally = scoring_ray.score(paths, models, out, address=address, **common)
+        else:
+            tally = scoring.score(paths, models.opened(), out, json_lines=json_lines, **common)
     console.print(scoring.told(tally), highlight=False)
     if scoring.all_refused(tally):
         raise typer.Exit(1)
+
+
+def _check_options(
+    engine: str,
+    address: str | None,
+    paths: list[str],
+    out: str | None,
+    json_lines: bool,
+    model: str,
+    revision: str | None,
+) -> None:
+    """Refuse options that contradict each other."""
+    if engine not in ENGINES:
+        raise WrongOptions(f"There is no engine {engine!r}; accepted are {', '.join(ENGINES)}.")
+    if engine == "ray" and (out is None or json_lines):
+        raise WrongOptions("--engine ray writes Parquet files: give --out a folder for them, and no --json.")
+    if engine == "local":
+        if address is not None:
+            raise WrongOptions("--address is of a Ray cluster: say --engine ray, too.")
+        elsewhere = [path for path in (*paths, out or "") if "://" in path]
+        if elsewhere:
+            raise WrongOptions(
+                f"{elsewhere[0]} does not lie on this machine: say --engine ray, or copy it here."
+            )
+    if json_lines and out is not None:
+        raise WrongOptions(
+            "--json is for the terminal; the name of --out says what is written (.csv, .jsonl, .parquet)."
+        )
+    if model == "auto" and revision is not None:
+        raise WrongOptions(
+            f"--model auto means the models in this package, which have no revision {revision!r}. Name the Hub id that "
+            "has it: --model org/name."
+        )
 
 
 @app.command()

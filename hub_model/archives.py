@@ -109,6 +109,7 @@ class Archive:
     limits: Limits
     members: tuple[Member, ...] = ()
     rubbish: int = 0
+    _file: Any = None
     _opened: Any = None
     _infos: list[Any] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -147,6 +148,7 @@ class Archive:
 
     def close(self) -> None:
         self._opened.close()
+        self._file.close()
 
     def __enter__(self) -> "Archive":
         return self
@@ -155,21 +157,31 @@ class Archive:
         self.close()
 
 
-def open_archive(path: str | os.PathLike, limits: Limits | None = None) -> Archive:
+def open_archive(
+    path: str | os.PathLike, limits: Limits | None = None, stream: IO[bytes] | None = None
+) -> Archive:
     """Open a zip or tar archive (also gzip, bzip2, xz) and judge it by its directory.
+
+    Args:
+        path: the file.
+        limits: what it may hold.
+        stream: the opened file, seekable, where it lies on no disk of this machine; the archive closes it.
 
     Raises:
         ArchiveRefused: no archive, damaged, too many entries, too large once unpacked, or entries that overlap.
         OSError: the file cannot be read.
     """
     path, limits = Path(path), limits or Limits()
-    with open(path, "rb") as stream:
-        head = stream.read(4)
-    archive = Archive(path, limits)
-    if head in ZIP_STARTS or path.suffix.lower() == ZIP_SUFFIX or zipfile.is_zipfile(path):
-        _list_zip(archive)
-    else:
-        _list_tar(archive)
+    archive = Archive(path, limits, _file=stream or open(path, "rb"))  # noqa: SIM115 - closed with it
+    try:
+        head = archive._file.read(4)
+        if head in ZIP_STARTS or path.suffix.lower() == ZIP_SUFFIX or zipfile.is_zipfile(archive._file):
+            _list_zip(archive)
+        else:
+            _list_tar(archive)
+    except BaseException:
+        archive._file.close()
+        raise
     return archive
 
 
@@ -224,12 +236,11 @@ def _unpacking(info: zipfile.ZipInfo | tarfile.TarInfo) -> Iterator[None]:
 
 def _list_zip(archive: Archive) -> None:
     try:
-        with open(archive.path, "rb") as stream:
-            # What zipfile itself goes by, asked for before it builds an object per entry
-            end = zipfile._EndRecData(stream)
-            if end and end[zipfile._ECD_SIZE] > DIRECTORY_BYTES * archive.limits.entries:
-                _check(archive.limits.entries + 1, 0, archive.limits)
-        archive._opened = zipfile.ZipFile(archive.path)
+        # What zipfile itself goes by, asked for before it builds an object per entry
+        end = zipfile._EndRecData(archive._file)
+        if end and end[zipfile._ECD_SIZE] > DIRECTORY_BYTES * archive.limits.entries:
+            _check(archive.limits.entries + 1, 0, archive.limits)
+        archive._opened = zipfile.ZipFile(archive._file)
     except ArchiveRefused:
         raise
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, zlib.error) as error:
@@ -362,10 +373,11 @@ class _Bounded:
 
 
 def _list_tar(archive: Archive) -> None:
-    with open(archive.path, "rb") as stream:
-        head = stream.read(6)
-    opener = next((opener for start, opener in UNPACKERS.items() if head.startswith(start)), open)
-    stream = _Bounded(opener(archive.path, "rb"), archive.limits)
+    archive._file.seek(0)
+    head = archive._file.read(6)
+    archive._file.seek(0)
+    opener = next((opener for start, opener in UNPACKERS.items() if head.startswith(start)), None)
+    stream = _Bounded(opener(archive._file, "rb") if opener else archive._file, archive.limits)
     members, unpacked = [], 0
     try:
         archive._opened = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115

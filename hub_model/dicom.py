@@ -14,7 +14,7 @@ Only the elements in `TAGS` are read, none of which names a patient. docs/readin
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -227,51 +227,90 @@ def read_place(stream: BinaryIO) -> tuple | None:
         return (series, 1, 0.0, number[0]) if number else None
 
 
-def read_grey(stream: BinaryIO, frame: int | None = None, modality: str | None = None) -> np.ndarray:
-    """Read one frame as (rows, columns) uint8, its pixels made square.
+def read_grey(
+    stream: BinaryIO, frame: int | None = None, modalities: Sequence[str | None] = (None,)
+) -> dict[str | None, np.ndarray | ImageRefused]:
+    """Read one frame as (rows, columns) uint8, its pixels made square; for several models it is decoded once.
 
     Args:
         stream: the file, seekable.
         frame: which frame, from 0; needed where there is more than one.
-        modality: ``"xray"`` or ``"ct"``: refuse a file that says it is something else.
+        modalities: ``"xray"`` or ``"ct"``: refuse a file that says it is something else; None takes any.
 
-    Raises:
-        ImageRefused: see `hub_model.images.read_image`.
+    Returns:
+        By modality its picture, or why it gets none (see `hub_model.images.read_image`).
     """
-    if modality:
-        MODALITIES[modality]  # a wrong word is the caller's mistake
-    header = read_header(stream)
-    return grey_of(stream, header, chosen_frame(frame, header.frames), modality)
+    for modality in modalities:
+        if modality:
+            MODALITIES[modality]  # a wrong word is the caller's mistake
+    try:
+        header = read_header(stream)
+        index = chosen_frame(frame, header.frames)
+    except ImageRefused as refusal:
+        return dict.fromkeys(modalities, refusal)
+    return _greys_of(stream, header, index, modalities)
 
 
 def grey_of(stream: BinaryIO, header: Header, index: int, modality: str | None = None) -> np.ndarray:
-    """As `read_grey`, for a header that is at hand: of a file with many frames it need not be read for each.
+    """One frame of a file whose header is at hand: of a file with many frames it need not be read for each.
 
     Raises:
         ImageRefused: see `hub_model.images.read_image`.
     """
-    with decoding():
-        tags = _tags_of_frame(header, index)
-        _check_kind(tags, modality)
-        check_size(int(tags.Columns), int(tags.Rows))
-    refusal = Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
-    if header.syntax in codecs.READ:
-        name = _name_of(header.syntax)
-        refusal = Reason(
-            f"its pixels, compressed as {name}, cannot be decoded. Export it uncompressed (Explicit VR Little "
-            "Endian).",
-            "undecodable",
-            syntax=name,
-        )
-    with decoding(refusal):
-        cells = _cells(stream, header._replace(tags=tags), index)
-    with decoding():
-        if cells.ndim == 3 or tags.PhotometricInterpretation == "PALETTE COLOR":
-            colours = cells if cells.ndim == 3 else apply_color_lut(cells, tags)
-            grey = grey_of_colour(to_8_bit(colours[..., :3]))
-        else:
-            grey = _displayed(cells, tags, header.syntax, modality)
-        return _with_square_pixels(grey, tags)
+    found = _greys_of(stream, header, index, (modality,))[modality]
+    if isinstance(found, ImageRefused):
+        raise found from None
+    return found
+
+
+def _greys_of(
+    stream: BinaryIO, header: Header, index: int, modalities: Sequence[str | None]
+) -> dict[str | None, np.ndarray | ImageRefused]:
+    found: dict[str | None, np.ndarray | ImageRefused | None] = {}
+
+    def each(do: Callable[[str | None], np.ndarray | None]) -> None:
+        for modality in modalities:
+            if not isinstance(found.get(modality), ImageRefused):
+                try:
+                    with decoding():
+                        found[modality] = do(modality)
+                except ImageRefused as refusal:
+                    found[modality] = refusal
+
+    try:
+        with decoding():
+            tags = _tags_of_frame(header, index)
+        each(lambda modality: _check_kind(tags, modality))
+        if all(isinstance(one, ImageRefused) for one in found.values()):
+            return found
+        with decoding():
+            check_size(int(tags.Columns), int(tags.Rows))
+        with decoding(_undecodable(header.syntax)):
+            cells = _cells(stream, header._replace(tags=tags), index)
+    except ImageRefused as refusal:
+        return {modality: found.get(modality) or refusal for modality in modalities}
+    each(lambda modality: _with_square_pixels(_grey(cells, tags, header.syntax, modality), tags))
+    return found
+
+
+def _undecodable(syntax: str | None) -> Reason:
+    """What is said of pixels that cannot be unpacked."""
+    if syntax not in codecs.READ:
+        return Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
+    name = _name_of(syntax)
+    return Reason(
+        f"its pixels, compressed as {name}, cannot be decoded. Export it uncompressed (Explicit VR Little Endian).",
+        "undecodable",
+        syntax=name,
+    )
+
+
+def _grey(cells: np.ndarray, tags: Dataset, syntax: str | None, modality: str | None) -> np.ndarray:
+    """Decoded cells -> uint8."""
+    if cells.ndim == 3 or tags.PhotometricInterpretation == "PALETTE COLOR":
+        colours = cells if cells.ndim == 3 else apply_color_lut(cells, tags)
+        return grey_of_colour(to_8_bit(colours[..., :3]))
+    return _displayed(cells, tags, syntax, modality)
 
 
 # ---- the header

@@ -16,7 +16,7 @@ The picture carries no metadata: no EXIF, no DICOM element, no text. docs/readin
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,14 +57,42 @@ def read_image(source: Any, *, frame: int | None = None, modality: str | None = 
     Raises:
         ImageRefused: no picture, damaged, too large or small, in colour, animated, or of another modality.
     """
-    with opened(source) as found:
-        if isinstance(found, np.ndarray):
-            found = _picture_of_array(found)
-        if isinstance(found, Image.Image):
-            return Image.fromarray(_grey_of_picture(found, chosen_frame(frame, _frames_of(found))))
-        if is_dicom(found):
-            return Image.fromarray(dicom.read_grey(found, frame, modality))
-        return Image.fromarray(_read_file(found, frame))
+    found = read_for(source, (modality,), frame=frame)[modality]
+    if isinstance(found, ImageRefused):
+        raise found from None  # its cause may quote the file
+    return found
+
+
+def read_for(
+    source: Any, modalities: Sequence[str | None], *, frame: int | None = None
+) -> dict[str | None, Image.Image | ImageRefused]:
+    """As `read_image` for each of several modalities, but the source is read and decoded once.
+
+    Args:
+        source: as for `read_image`.
+        modalities: ``"xray"``, ``"ct"``, or None for any.
+        frame: as for `read_image`.
+
+    Returns:
+        By modality its picture, or why it gets none; where the modality does not matter, all share one picture.
+    """
+    try:
+        with opened(source) as found:
+            if isinstance(found, np.ndarray):
+                found = _picture_of_array(found)
+            if isinstance(found, Image.Image):
+                grey = _grey_of_picture(found, chosen_frame(frame, _frames_of(found)))
+            elif not is_dicom(found):
+                grey = _read_file(found, frame)
+            else:
+                greys = dicom.read_grey(found, frame, modalities)
+                return {
+                    modality: _named(source, one) if isinstance(one, ImageRefused) else Image.fromarray(one)
+                    for modality, one in greys.items()
+                }
+            return dict.fromkeys(modalities, Image.fromarray(grey))
+    except ImageRefused as refusal:
+        return dict.fromkeys(modalities, refusal)
 
 
 def frame_count(source: Any) -> int:
@@ -100,8 +128,6 @@ def opened(source: Any, limit: int = MAX_BYTES) -> Iterator[np.ndarray | Image.I
     Raises:
         ImageRefused: there is no such file, it is empty, or has more than `limit` bytes.
     """
-    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
-    name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
     try:
         if isinstance(source, (np.ndarray, Image.Image)):
             yield source
@@ -127,11 +153,18 @@ def opened(source: Any, limit: int = MAX_BYTES) -> Iterator[np.ndarray | Image.I
                 f"no picture came, but {kind}. Give a path, bytes or a file opened as binary.", "no_picture"
             )
     except ImageRefused as refusal:
-        code, values = refusal.reason.code, refusal.reason.values
-        raise ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}", code, **values) from None
+        raise _named(source, refusal) from None
     except OSError as error:
         what = f"it cannot be opened ({error.strerror or 'read error'}). Check that you may read it."
-        raise ImageRefused(f"{name or 'The picture'}: {what} {ACCEPTED}", "unreadable") from None
+        raise _named(source, ImageRefused(what, "unreadable")) from None
+
+
+def _named(source: Any, refusal: ImageRefused) -> ImageRefused:
+    """The refusal with the name of the source and what is accepted."""
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
+    name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
+    code, values = refusal.reason.code, refusal.reason.values
+    return ImageRefused(f"{name or 'The picture'}: {refusal} {ACCEPTED}", code, **values)
 
 
 def _limited(stream: BinaryIO, most: int) -> BinaryIO:

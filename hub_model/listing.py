@@ -3,11 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .archives import ArchiveRefused, is_archive, open_archive
+from .archives import Archive, ArchiveRefused, Member, is_archive, open_archive
 from .folders import shown, walk
 from .grey import ImageRefused
 from .refused import Reason
@@ -46,6 +45,28 @@ class Listed:
     again: int = 0
 
 
+class Packed(NamedTuple):
+    """A picture within an open archive; called, it is unpacked."""
+
+    archive: Archive
+    member: Member
+
+    def __call__(self) -> bytes:
+        try:
+            return self.archive.read(self.member)
+        except ArchiveRefused as refusal:
+            raise ImageRefused(str(refusal.reason), refusal.reason.code, **refusal.reason.values) from refusal
+
+
+class Refusal(NamedTuple):
+    """What never becomes a picture; called, it says why."""
+
+    reason: Reason
+
+    def __call__(self) -> None:
+        raise ImageRefused(str(self.reason), self.reason.code, **self.reason.values)
+
+
 def items(paths: Sequence[str | os.PathLike], listed: Listed, ours: Sequence[Path] = ()) -> Iterator[Item]:
     """Everything under the paths, in the order of names; archives are opened as they come.
 
@@ -54,7 +75,7 @@ def items(paths: Sequence[str | os.PathLike], listed: Listed, ours: Sequence[Pat
     Args:
         paths: files and folders.
         listed: where the number of items and what was passed over are counted.
-        ours: files that are not pictures but this run's own.
+        ours: files and folders that hold no pictures but what this run writes.
     """
     met: set[str] | None = (
         set() if len(paths) > 1 else None
@@ -68,7 +89,7 @@ def items(paths: Sequence[str | os.PathLike], listed: Listed, ours: Sequence[Pat
         listed.again += len(walked.again)
         listed.expected += len(walked.files) + len(walked.locked)
         for locked in walked.locked:
-            yield Item(one_line(shown(locked)), partial(_refuse, LOCKED_FOLDER))
+            yield Item(one_line(shown(locked)), Refusal(LOCKED_FOLDER))
         for file in walked.files:
             listed.expected -= 1
             yield from _of_file(file, listed, ours, met)
@@ -76,35 +97,25 @@ def items(paths: Sequence[str | os.PathLike], listed: Listed, ours: Sequence[Pat
 
 def _of_file(file: Path, listed: Listed, ours: Sequence[Path], met: set[str] | None) -> Iterator[Item]:
     real = os.path.realpath(file)
-    if (met is not None and real in met) or (ours and Path(real) in ours):
+    if (met is not None and real in met) or any(Path(real).is_relative_to(place) for place in ours):
         return
     if met is not None:
         met.add(real)
     name = one_line(shown(file))
     listed.expected += 1
     try:
-        if not is_archive(file):
-            yield Item(name, file)
-            return
-        archive = open_archive(file)
+        archive = open_archive(file) if is_archive(file) else None
     except ArchiveRefused as refusal:
-        yield Item(name, partial(_refuse, refusal.reason))
-        return
+        yield Item(name, Refusal(refusal.reason))
     except OSError:
         yield Item(name, file)  # judging it will say why it cannot be read
-        return
+    else:
+        yield from [Item(name, file)] if archive is None else of_archive(name, archive, listed)
+
+
+def of_archive(name: str, archive: Archive, listed: Listed) -> Iterator[Item]:
+    """The members of an open archive, which is counted as one; it closes when the last of its pictures is done."""
     listed.rubbish += archive.rubbish
     listed.expected += len(archive.members) - 1
-    for member in archive.members:  # the archive closes when the last of its pictures is done
-        yield Item(f"{name}/{one_line(member.name)}", partial(_unpacked, archive, member), member.number)
-
-
-def _unpacked(archive: Any, member: Any) -> bytes:
-    try:
-        return archive.read(member)
-    except ArchiveRefused as refusal:
-        raise ImageRefused(str(refusal.reason), refusal.reason.code, **refusal.reason.values) from refusal
-
-
-def _refuse(reason: Reason) -> None:
-    raise ImageRefused(str(reason), reason.code, **reason.values)
+    for member in archive.members:
+        yield Item(f"{name}/{one_line(member.name)}", Packed(archive, member), member.number)

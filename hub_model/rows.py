@@ -14,12 +14,15 @@ import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .refused import Refused
 from .whole import whole_file
+
+if TYPE_CHECKING:
+    import pyarrow
 
 COLUMNS = {"file": str, "decision": str, "probability": float, "operating_point": str, "threshold": float,
            "modality": str, "out_of_distribution": float, "reasons": str, "codes": str, "heat_map": str}  # fmt: skip
@@ -69,6 +72,10 @@ class Terminal:
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(header)
         self.done: Counter[str] = Counter()
+        self.beside: tuple[Path, ...] = ()
+
+    def named(self, file: str) -> str:
+        return file
 
     def write(self, row: dict[str, Any]) -> None:
         sys.stdout.write(self._line(row))
@@ -114,7 +121,7 @@ class RowFile:
         parquet = self._suffix == ".parquet"
         self._rows = self.path.with_name(f"{self.path.name}.rows.jsonl") if parquet else self.path
         self.beside = (self.path, self._rows, self.path.with_name(f"{self.path.name}.settings.json"))
-        self._lock = _locked(self.beside[-1], path)
+        self._lock = locked(self.beside[-1], path)
         try:
             self._agree(settings)
             self.done, keep = self._earlier()
@@ -148,12 +155,8 @@ class RowFile:
                 )
             with open(file, "w", encoding="utf-8") as stream:  # in place: the lock is on this very file
                 json.dump(settings, stream, indent=2)
-        elif earlier != settings:
-            other = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
-            raise RowsRefused(
-                f"{self.path} holds rows made with other {' and '.join(other)}. Give the same as before to go on, or "
-                "another --out."
-            )
+        else:
+            check_same(self.path, earlier, settings)
 
     def _earlier(self) -> tuple[Counter[str], int]:
         """How often each file is in the rows of an earlier run, and how many bytes of them are whole lines."""
@@ -190,12 +193,10 @@ class RowFile:
             self._lock.close()
 
     def _write_parquet(self) -> None:
-        arrow, parquet = _parquet()
-        kinds = {str: arrow.string(), float: arrow.float64()}
-        schema = arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
-        with whole_file(self.path) as new, parquet.ParquetWriter(new, schema) as writer:
+        _, parquet = _parquet()
+        with whole_file(self.path) as new, parquet.ParquetWriter(new, table([]).schema) as writer:
             for rows in _pieces(self._rows):
-                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                writer.write_table(table(rows))
 
     def __enter__(self) -> "RowFile":
         return self
@@ -204,7 +205,21 @@ class RowFile:
         self.close(whole=kind is None)
 
 
-def _locked(file: Path, path: object) -> IO[bytes]:
+def check_same(place: object, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to add rows to those of other models or settings.
+
+    Raises:
+        RowsRefused: as said.
+    """
+    other = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
+    if other:
+        raise RowsRefused(
+            f"{place} holds rows made with other {' and '.join(other)}. Give the same as before to go on, or another "
+            "--out."
+        )
+
+
+def locked(file: Path, path: object) -> IO[bytes]:
     """The file, open and locked for this process alone; the lock goes when the process does."""
     stream = open(file, "ab")  # noqa: SIM115 - held open as the lock
     try:
@@ -238,6 +253,15 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
     with parquet.ParquetFile(file) as stored:
         for batch in stored.iter_batches(AT_ONCE):
             yield from batch.to_pylist()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+    """Rows as a table of Arrow, with the columns and types of every file of rows."""
+    arrow, _ = _parquet()
+    kinds = {str: arrow.string(), float: arrow.float64()}
+    return arrow.Table.from_pylist(
+        list(rows), arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    )
 
 
 def _parquet() -> tuple[Any, Any]:

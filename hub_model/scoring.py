@@ -11,11 +11,31 @@ from typing import Any
 from .heatmap import overlay
 from .listing import Item, Listed, items
 from .refused import Refused
-from .rows import RowFile, Terminal, one_line
+from .rows import RowFile, RowsRefused, Terminal, one_line
 from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener
 from .whole import whole_file
 
 LONGEST_NAME = 120  # letters of a heat map's file name that say which picture it is of
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who judges: what `Screener.from_pretrained` is given, to be opened wherever work is done.
+
+    Attributes:
+        model: ``auto`` for the embedded ones, whichever fits; or one name.
+    """
+
+    model: str = "auto"
+    revision: str | None = None
+    backend: str = "onnx"
+    device: str = "cpu"
+
+    def opened(self, threads: int | None = None) -> Screener | AutoScreener:
+        """Open them; raises as `Screener.from_pretrained` does."""
+        if self.model == "auto":
+            return AutoScreener.from_pretrained(backend=self.backend, device=self.device, threads=threads)
+        return Screener.from_pretrained(self.model, self.revision, self.backend, self.device, threads=threads)
 
 
 @dataclass
@@ -70,13 +90,14 @@ def score(
     tally = Tally()
     settings = settings_of(screener, operating_point, heat_maps is not None)
     if heat_maps is not None:
+        check_apart(paths, heat_maps, "--heat-maps")
         Path(heat_maps).mkdir(parents=True, exist_ok=True)
     with RowFile(out, settings) if out is not None else Terminal(json_lines) as rows:
-        ours = [place.resolve() for place in getattr(rows, "beside", ())]
+        ours = [Path(place).resolve() for place in (*rows.beside, *([heat_maps] if heat_maps else []))]
         waiting: deque[Item] = deque()  # in the order of the findings
 
         def sources() -> Iterator[Any]:
-            for item in _new(items(paths, tally, ours), rows, tally):
+            for item in unjudged(items(paths, tally, ours), rows.done, tally, rows.named):
                 waiting.append(item)
                 yield item.source
 
@@ -94,14 +115,32 @@ def score(
             tally.decisions[finding.decision] += 1
             watch(tally)
         if not tally.expected:
-            raise NoPictures(
-                f"There is no picture under {', '.join(map(str, paths))}. Give pictures, archives or folders of them."
-            )
+            raise nothing_found(paths)
     return tally
 
 
 class NoPictures(Refused):
     """Nothing to score."""
+
+
+def check_apart(paths: Sequence[str | os.PathLike], folder: str | os.PathLike, option: str) -> None:
+    """Refuse a folder for results that holds the pictures, too: the next run could not tell them apart.
+
+    Raises:
+        RowsRefused: as said.
+    """
+    place = Path(folder).resolve()
+    if any(Path(path).resolve().is_relative_to(place) for path in paths):
+        raise RowsRefused(
+            f"{option} {folder} holds the pictures. Give a folder of its own for what is written."
+        )
+
+
+def nothing_found(paths: Sequence[str | os.PathLike]) -> NoPictures:
+    """The refusal of a run that met no file."""
+    return NoPictures(
+        f"There is no picture under {', '.join(map(str, paths))}. Give pictures, archives or folders of them."
+    )
 
 
 def settings_of(
@@ -130,12 +169,14 @@ def row_of(name: str, finding: Finding, heat_map: str | None = None) -> dict[str
     }
 
 
-def _new(found: Iterator[Item], rows: RowFile | Terminal, tally: Tally) -> Iterator[Item]:
+def unjudged(
+    found: Iterator[Item], done: Counter[str], tally: Tally, named: Callable[[str], str] = str
+) -> Iterator[Item]:
     """Items that no earlier run has judged; of several with one name, as many are left out as there are rows."""
     for item in found:
-        name = rows.named(item.name) if rows.done else ""
-        if rows.done[name] > 0:
-            rows.done[name] -= 1
+        name = named(item.name) if done else ""
+        if done[name] > 0:
+            done[name] -= 1
             tally.earlier += 1
         else:
             yield item
@@ -145,12 +186,17 @@ def _drawn(item: Item, finding: Finding, folder: str | os.PathLike | None) -> st
     """Write the tinted picture; returns its file name, or None where there is no heat map."""
     if folder is None or finding.heat_map is None:
         return None
-    letters = "".join(c if c.isalnum() or c in "-_." else "_" for c in item.name).lstrip(".")
-    mark = hashlib.sha256(f"{item.number} {item.name}".encode()).hexdigest()[:12]
-    file = f"{letters[-LONGEST_NAME:]}-{mark}.png"
+    file = drawing_name(item.name, item.number)
     with whole_file(Path(folder) / file) as new:
         overlay(finding.image, finding.heat_map).save(new)
     return file
+
+
+def drawing_name(name: str, number: int) -> str:
+    """File name of the tinted picture of an item: its own for each, and readable."""
+    letters = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")
+    mark = hashlib.sha256(f"{number} {name}".encode()).hexdigest()[:12]
+    return f"{letters[-LONGEST_NAME:]}-{mark}.png"
 
 
 def all_refused(tally: Tally) -> bool:

@@ -1,7 +1,6 @@
 """The door: open a hub folder, screen a picture or a million, read the findings."""
 
 import base64
-import contextlib
 import html
 import io
 import json
@@ -12,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,10 +20,10 @@ from PIL import Image
 
 from . import hub_folder, layout, lungs
 from .backends import BACKENDS, Backend, BackendRefused, OnnxRuntime, TorchNetwork
-from .grey import MAX_BYTES, ImageRefused
+from .grey import ImageRefused
 from .guard import BLANK, Guard, is_blank
 from .heatmap import overlay
-from .images import read_image
+from .images import read_for
 from .preprocess import preprocessing
 from .refused import Reason, Refused
 
@@ -163,17 +163,24 @@ class Screener:
         folder: as `hub_folder.open_folder` gives it.
         backend: ``onnx`` or ``torch``.
         device: what the network runs on.
+        threads: cores for one batch, of ONNX Runtime on a CPU; by default all.
 
     Raises:
         FolderRefused: the folder's graph or network is not accepted.
         BackendRefused: an unknown backend or device, or one that is not installed here.
     """
 
-    def __init__(self, folder: hub_folder.HubFolder, backend: str = "onnx", device: str = "cpu") -> None:
-        self._folder, self.backend, self.device = folder, backend, device
+    def __init__(
+        self,
+        folder: hub_folder.HubFolder,
+        backend: str = "onnx",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self._folder, self.backend, self.device, self.threads = folder, backend, device, threads
         self._guard = Guard.of(folder)
         self._pixels = preprocessing(folder.config)
-        self._network = _started(folder, backend, device)
+        self._network = _started(folder, backend, device, threads)
         if isinstance(self._network, OnnxRuntime):
             width = None if folder.guard is None else len(folder.guard["mean"])
             self._network.check_shapes(folder.config["pretrained_cfg"]["input_size"], width)
@@ -187,6 +194,7 @@ class Screener:
         device: str = "cpu",
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
+        threads: int | None = None,
     ) -> "Screener":
         """Open a model.
 
@@ -198,16 +206,24 @@ class Screener:
             device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; with torch any device that torch has.
             token: for a private Hub repository; by default the one that `hf auth login` stored.
             cache_dir: where downloads are kept; by default the Hub's own cache.
+            threads: cores for one batch, of ONNX Runtime on a CPU; by default all. 1 where several processes work.
 
         Raises:
             FolderRefused: there is no such folder, or it cannot be trusted.
             BackendRefused: an unknown backend or device, or one that is not installed here.
         """
-        return cls(hub_folder.load(name, revision, token=token, cache_dir=cache_dir), backend, device)
+        return cls(
+            hub_folder.load(name, revision, token=token, cache_dir=cache_dir), backend, device, threads
+        )
 
     def __reduce__(self) -> tuple:
         weights = self.screening.get("weights_sha256")
-        return _reopened, (type(self), str(self.path.absolute()), self.backend, self.device, weights)
+        return _reopened, (
+            type(self),
+            str(self.path.absolute()),
+            (self.backend, self.device, self.threads),
+            weights,
+        )
 
     @property
     def path(self) -> Path:
@@ -337,10 +353,12 @@ class Screener:
 
     def _taken(self, source: Any, frame: int | None = None) -> Taken:
         """Read a picture and make it ready for the network."""
-        try:
-            image = read_image(source, frame=frame, modality=self.modality)
-        except ImageRefused as refusal:
-            return Taken(reason=refusal.reason)
+        return self._ready(read_for(source, (self.modality,), frame=frame)[self.modality])
+
+    def _ready(self, image: Image.Image | ImageRefused) -> Taken:
+        """Make a picture that was read ready for the network."""
+        if isinstance(image, ImageRefused):
+            return Taken(reason=image.reason)
         if is_blank(image):
             return Taken(image, reason=BLANK)
         try:
@@ -351,15 +369,12 @@ class Screener:
 
     def _surely_taken(self, source: Any, keep_image: bool = True) -> Taken:
         """As `_taken`, whatever happens."""
-        try:
-            source, frame = source if isinstance(source, Frame) else (source, None)
-            taken = self._taken(source() if callable(source) else source, frame)
-        except ImageRefused as refusal:  # by the function that fetches it
-            return Taken(reason=refusal.reason)
-        except Exception as error:
-            _logged(error)
-            return Taken(reason=FAILED)
-        return taken if keep_image else taken._replace(image=None)
+
+        def taken() -> Taken:
+            given, frame = source if isinstance(source, Frame) else (source, None)
+            return self._taken(given() if callable(given) else given, frame)
+
+        return _surely(taken, keep_image)
 
     def _judged(self, batch: Sequence[Taken], point: tuple[str, dict], heat_map: bool) -> list[Finding]:
         """Findings for pictures that were taken; the network runs once."""
@@ -431,11 +446,11 @@ class AutoScreener:
 
     @classmethod
     def from_pretrained(
-        cls, *names: str | os.PathLike, backend: str = "onnx", device: str = "cpu"
+        cls, *names: str | os.PathLike, backend: str = "onnx", device: str = "cpu", threads: int | None = None
     ) -> "AutoScreener":
         """Open models, by default the embedded X-ray and CT ones; raises as `Screener.from_pretrained` does."""
         return cls(
-            Screener.from_pretrained(name, backend=backend, device=device)
+            Screener.from_pretrained(name, backend=backend, device=device, threads=threads)
             for name in names or hub_folder.MODALITIES
         )
 
@@ -457,9 +472,9 @@ class AutoScreener:
             UnknownOperatingPoint: one that no model has; a model that lacks it uses its first.
         """
         points = self._points(operating_point)
-        source = _held(source)
+        images = read_for(source, self._modalities, frame=frame)
         given = [
-            screener._judged([screener._taken(source, frame)], point, heat_map)[0]
+            screener._judged([screener._ready(images[screener.modality])], point, heat_map)[0]
             for screener, point in zip(self.screeners, points, strict=True)
         ]
         return chosen(given)
@@ -478,10 +493,18 @@ class AutoScreener:
         points = self._points(operating_point)
 
         def taken(source: Any) -> list[Taken]:
-            source, frame = source if isinstance(source, Frame) else (source, None)
-            with contextlib.suppress(Exception):  # whoever asks for it next says what is wrong
-                source = _held(source() if callable(source) else source)
-            return [screener._surely_taken(Frame(source, frame), keep_images) for screener in self.screeners]
+            try:
+                given, frame = source if isinstance(source, Frame) else (source, None)
+                images = read_for(given() if callable(given) else given, self._modalities, frame=frame)
+            except ImageRefused as refusal:  # by the function that fetches it
+                return [Taken(reason=refusal.reason)] * len(self.screeners)
+            except Exception as error:
+                _logged(error)
+                return [Taken(reason=FAILED)] * len(self.screeners)
+            return [
+                _surely(partial(screener._ready, images[screener.modality]), keep_images)
+                for screener in self.screeners
+            ]
 
         def judged(batch: list[list[Taken]]) -> list[Finding]:
             rows = [
@@ -495,6 +518,10 @@ class AutoScreener:
             return [chosen(list(given)) for given in zip(*rows, strict=True)]
 
         return _in_batches(sources, taken, judged, batch_size, workers)
+
+    @property
+    def _modalities(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(screener.modality for screener in self.screeners))
 
     def _points(self, name: str | None) -> list[tuple[str, dict[str, Any]]]:
         known = [name is None or name in screener.operating_points for screener in self.screeners]
@@ -523,17 +550,16 @@ def chosen(given: Sequence[Finding]) -> Finding:
     return replace(nearest, reasons=reasons, image=image)
 
 
-def _held(source: Any) -> Any:
-    """The contents of an open binary file from its beginning, for several models to read; anything else as it is."""
-    if (
-        not hasattr(source, "read")
-        or isinstance(source, os.PathLike)
-        or not isinstance(source.read(0), bytes)
-    ):
-        return source
-    if getattr(source, "seekable", lambda: False)():
-        source.seek(0)
-    return source.read(MAX_BYTES + 1)
+def _surely(take: Callable[[], Taken], keep_image: bool) -> Taken:
+    """What is taken, whatever happens."""
+    try:
+        taken = take()
+    except ImageRefused as refusal:  # by the function that fetches it
+        return Taken(reason=refusal.reason)
+    except Exception as error:
+        _logged(error)
+        return Taken(reason=FAILED)
+    return taken if keep_image else taken._replace(image=None)
 
 
 def _distance(finding: Finding) -> float:
@@ -565,13 +591,13 @@ def decide(probability: float, point: dict[str, Any]) -> tuple[str, tuple[str, .
     return (POSITIVE if probability >= point["threshold"] else NEGATIVE), ()
 
 
-def _started(folder: hub_folder.HubFolder, backend: str, device: str) -> Backend:
+def _started(folder: hub_folder.HubFolder, backend: str, device: str, threads: int | None) -> Backend:
     if backend not in BACKENDS:
         raise BackendRefused(f"There is no backend {backend!r}; accepted are {', '.join(BACKENDS)}.")
     if backend == "torch":
         return TorchNetwork(folder.model, device)
     try:
-        return OnnxRuntime(folder.graph(), folder.weights(), device)
+        return OnnxRuntime(folder.graph(), folder.weights(), device, threads)
     except ImportError as error:
         raise BackendRefused(
             f"ONNX Runtime cannot be used here ({error}). pip install onnxruntime; where there is none for this "
@@ -579,14 +605,14 @@ def _started(folder: hub_folder.HubFolder, backend: str, device: str) -> Backend
         ) from error
 
 
-def _reopened(kind: type[Screener], path: str, backend: str, device: str, weights: str | None) -> Screener:
+def _reopened(kind: type[Screener], path: str, settings: tuple, weights: str | None) -> Screener:
     """A screener in another process than the one that pickled it."""
     folder = hub_folder.open_folder(path)
     if folder.screening.get("weights_sha256") != weights:
         raise hub_folder.FolderRefused(
             f"{path} holds other weights than when the screener was pickled. Open it anew: Screener.from_pretrained."
         )
-    return kind(folder, backend, device)
+    return kind(folder, *settings)
 
 
 def _in_batches(
@@ -602,7 +628,7 @@ def _in_batches(
 
     def findings() -> Iterator[Finding]:
         batch = []
-        for taken in _ahead(take, given, workers, 2 * batch_size + workers):
+        for taken in ahead(take, given, workers, 2 * batch_size + workers):
             batch.append(taken)
             if len(batch) == batch_size:
                 yield from judge(batch)
@@ -613,7 +639,7 @@ def _in_batches(
     return findings()
 
 
-def _ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int, most: int) -> Iterator[Made]:
+def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int, most: int) -> Iterator[Made]:
     """`map` in threads and in order, with at most `most` results waiting."""
     waiting = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="covid-xct-read") as pool:

@@ -1,0 +1,187 @@
+"""Archives on a Ray cluster: the rows are those of one machine, wherever the pictures lie."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hub_model.refused import Failed, Refused
+from hub_model.rows import RowsRefused
+
+pytest.importorskip("ray", reason="needs covid-xct[ray]")
+pytestmark = pytest.mark.slow  # Ray takes seconds to start
+
+import pyarrow.dataset  # noqa: E402
+
+from hub_model import places, scoring, scoring_ray  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
+MODELS = scoring.Models("xray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node():
+    """One node for all tests of this file, of two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(EXAMPLES.parents[1]))
+        with scoring_ray._cluster(None):
+            yield
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("in") / "scans"
+    (root / "deep").mkdir(parents=True)
+    (root / "__MACOSX").mkdir()
+    small = Image.open(EXAMPLES / "phantom_xray_1.png").resize((96, 96))
+    for number in range(12):
+        small.rotate(number).save(root / "deep" / f"{number}.png")
+    small.save(root / "__MACOSX" / "x.png")
+    shutil.copy(EXAMPLES / "phantom_ct_1.png", root / "胸.png")
+    (root / "notes.txt").write_text("no picture")
+    (root / "broken.zip").write_bytes(b"PK\3\4 and nothing more")
+    with zipfile.ZipFile(root / "some.zip", "w") as packed, pytest.warns(UserWarning, match="Duplicate"):
+        packed.write(root / "deep" / "1.png", "s.png")
+        packed.write(root / "deep" / "2.png", "s.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(archive) -> list[dict]:
+    """The rows of one machine, without the place of the pictures."""
+    out = archive.parent / "expected.jsonl"
+    scoring.score([archive], MODELS.opened(threads=1), out)
+    return told(map(json.loads, out.read_text(encoding="utf-8").splitlines()), str(archive))
+
+
+def told(rows, root: str) -> list[dict]:
+    """Rows in order, without where the pictures lie; the neighbours in a batch move the last bits of a number."""
+    found = [
+        {
+            **{
+                name: value if not isinstance(value, float) else round(value, 5)
+                for name, value in row.items()
+            },
+            "file": row["file"].replace(root, "", 1),
+        }
+        for row in rows
+    ]
+    return sorted(found, key=lambda row: (row["file"], row["probability"] or 0))
+
+
+def read(out: Path) -> list[dict]:
+    return pyarrow.dataset.dataset(out, format="parquet", exclude_invalid_files=True).to_table().to_pylist()
+
+
+def test_the_rows_are_those_of_one_machine_and_are_written_once(archive, expected, tmp_path):
+    os.link(archive / "deep" / "0.png", os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
+    tally = scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat")
+    os.remove(os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
+    rows = read(tmp_path / "out")
+    odd = [row for row in rows if row["file"].endswith(r"caf\xe9.png")]
+    assert len(odd) == 1 and odd[0]["decision"] != "refused"
+    assert tally.decisions == Counter(row["decision"] for row in rows) and tally.rubbish == 1
+    drawn = [row.pop("heat_map") for row in rows]
+    assert {name for name in drawn if name} == {file.name for file in (tmp_path / "heat").iterdir()}
+    rows = told([row for row in rows if row not in odd], str(archive))
+    assert rows == [{key: row[key] for key in row if key != "heat_map"} for row in expected]
+    assert len(list((tmp_path / "out").glob("part-*"))) > 1
+
+    next((tmp_path / "out").glob("part-*")).unlink()  # as if its worker had been lost with the whole run
+    again = scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat")
+    assert 0 < again.decisions.total() < len(expected)
+    left = [row for row in told(read(tmp_path / "out"), str(archive)) if not row["file"].endswith("xe9.png")]
+    assert [row["file"] for row in left] == [row["file"] for row in expected]
+    assert not scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat").decisions
+
+
+@pytest.mark.parametrize("scheme", ["file://", "simplecache::file://"])  # pyarrow's own, and one of fsspec
+def test_pictures_elsewhere(archive, expected, tmp_path, scheme):
+    root = f"{scheme}{archive}"
+    tally = scoring_ray.score([root, f"{root}/gone.png"], MODELS, f"file://{tmp_path}/out")
+    rows = read(tmp_path / "out")
+    assert [row["codes"] for row in rows if row["file"] == f"{root}/gone.png"] == ["missing"]
+    rows = told((row for row in rows if not row["file"].endswith("gone.png")), root)
+    assert rows == expected
+    assert tally.rubbish == 1
+
+
+def test_what_cannot_be_is_said(archive, tmp_path):
+    with pytest.raises(Refused, match="nosuch://x cannot be opened"):
+        scoring_ray.score(["nosuch://x"], MODELS, tmp_path / "a")
+    with pytest.raises(scoring.NoPictures):
+        (tmp_path / "empty").mkdir()
+        scoring_ray.score([tmp_path / "empty"], MODELS, tmp_path / "b")
+    with pytest.raises(RowsRefused, match="holds the pictures"):
+        scoring_ray.score([archive / "deep"], MODELS, archive)
+    with pytest.raises(RowsRefused, match="nothing says which models"):
+        scoring_ray.score([archive], MODELS, archive / "deep")
+    scoring_ray.score([EXAMPLES / "phantom_xray_1.png"], MODELS, tmp_path / "c")
+    with pytest.raises(RowsRefused, match="made with other models"):
+        scoring_ray.score([EXAMPLES / "phantom_xray_1.png"], scoring.Models("ct"), tmp_path / "c")
+    with pytest.raises(Refused, match="has no GPU to give"):
+        scoring_ray.score([archive], scoring.Models("xray", device="cuda"), tmp_path / "d")
+
+
+def test_a_machine_that_differs_is_told_apart(archive, tmp_path, monkeypatch):
+    real = scoring.settings_of
+    monkeypatch.setattr(scoring, "settings_of", lambda *given: real(*given) | {"models": "others"})
+    with pytest.raises(Refused, match="has other models than the machine that started the run"):
+        scoring_ray.score([archive], MODELS, tmp_path / "out")
+
+
+class Flaky:
+    """A file whose reads fail some times."""
+
+    def __init__(self, file, failures: int):
+        self.file, self.failures, self.closed = file, failures, False
+
+    def read(self, count):
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("connection reset by peer")
+        return self.file.read(count)
+
+    def tell(self):
+        return self.file.tell()
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_place_that_stops_answering_is_asked_again(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    monkeypatch.setattr(places, "WAITS", (0.0, 0.0))
+    where, lost = places.place(f"file://{tmp_path}"), []
+    with places.Steady(where, where.within("a.bin"), lost) as stream:
+        stream.seek(4)
+        stream._file = Flaky(stream._file, 2)
+        assert stream.read(3) == b"456" and not lost
+    with places.Steady(where, where.within("a.bin"), lost) as stream:
+        system = type("System", (), {"open_input_file": lambda self, path: Flaky(None, 1)})()
+        stream._where = where._replace(system=system)
+        stream._file = Flaky(stream._file, 1)
+        monkeypatch.setattr(Flaky, "seek", lambda self, place: None, raising=False)
+        with pytest.raises(Failed, match="does not answer"):
+            stream.read(3)
+    assert len(lost) == 1
+    with pytest.raises(FileNotFoundError):
+        places.Steady(where, where.within("gone.bin"))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", "No Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "give HOST:PORT"),
+        ("nowhere", "give HOST:PORT"),
+    ],
+)
+def test_an_address_where_nobody_answers(address, words):
+    with pytest.raises(Refused, match=words):
+        scoring_ray._check_reached(address)
