@@ -122,12 +122,13 @@ def slice_place(source: Any) -> tuple | None:
 
 
 @contextmanager
-def opened(source: Any, limit: int = MAX_BYTES) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
+def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
     """The array, the picture, or the file as a seekable stream; names the source in every refusal.
 
     Raises:
-        ImageRefused: there is no such file, it is empty, or has more than `limit` bytes.
+        ImageRefused: there is no such file, it is empty, or has more than `limit` bytes (`MAX_BYTES` by default).
     """
+    limit = MAX_BYTES if limit is None else limit
     try:
         if isinstance(source, (np.ndarray, Image.Image)):
             yield source

@@ -141,6 +141,8 @@ def score(
         Failed: workers keep dying, or a place stopped answering; rows so far are kept.
         OSError: a place cannot be written; rows so far are kept.
     """
+    if os.path.isdir(models.model):
+        models = replace(models, model=os.path.abspath(models.model))
     screener = replace(models, device="cpu").opened(threads=1)
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
     settings = scoring.settings_of(screener, operating_point, heat_maps is not None)
@@ -158,6 +160,7 @@ def score(
             return tally
         here = [os.path.abspath(path) for path in paths if not is_remote(path) and os.path.exists(path)]
         here += [one.path for one in results if one.is_local]
+        here += [models.model] if os.path.isabs(models.model) else []
         with _cluster(address):
             units = _units(models.device)
             size = min(PIECE, max(LEAST_PIECE, names.num_rows // int(SHARES * units)))

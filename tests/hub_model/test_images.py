@@ -565,3 +565,31 @@ def test_every_real_picture_opens_unchanged(shared_data):
     for path in paths[::30]:
         assert np.array_equal(values(path), np.asarray(Image.open(path))), path.name
     assert min(read_image(next(shared_data.rglob("ct_000490.jpg"))).size) == 61  # the smallest
+
+
+def test_a_picture_for_several_models_is_decoded_once(tmp_path, monkeypatch):
+    decoded = []
+    for place, name in ((images, "_read_file"), (images.dicom, "_cells")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, real=real: (decoded.append(1), real(*given))[1])
+    small = Path(__file__).parents[1] / "files"
+    files = [*sorted(small.rglob("*.dcm")), Path(get_testdata_file("CT_small.dcm"))]
+    Image.new("L", (64, 64), 90).save(tmp_path / "a.png")
+    for file in (tmp_path / "a.png", *files):
+        decoded.clear()
+        found = images.read_for(file, ("xray", "ct", None))
+        assert len(decoded) == 1
+        for modality, picture in found.items():
+            if isinstance(picture, ImageRefused):
+                with pytest.raises(ImageRefused) as refusal:
+                    read_image(file, modality=modality)
+                assert str(refusal.value) == str(picture)
+            else:
+                assert picture.tobytes() == read_image(file, modality=modality).tobytes()
+    assert {type(one) for one in images.read_for(files[-1], ("xray", "ct")).values()} == {
+        ImageRefused,
+        Image.Image,
+    }
+    assert all(
+        one.reason.code == "missing" for one in images.read_for(tmp_path / "b.png", ("xray", "ct")).values()
+    )

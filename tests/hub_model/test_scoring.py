@@ -153,6 +153,15 @@ def test_every_file_gets_one_row_whatever_it_is_called(archive, screener, tmp_pa
     assert not again.decisions and again.earlier == 11 and out.read_bytes() == before
 
 
+def test_heat_maps_of_the_run_are_no_pictures(screener, tmp_path):
+    shutil.copy(PICTURE, tmp_path / "a.png")
+    for _ in range(2):
+        scoring.score([tmp_path], screener, tmp_path / "o.csv", heat_maps=tmp_path / "maps")
+    assert [Path(row["file"]).name for row in read(tmp_path / "o.csv")] == ["a.png"]
+    with pytest.raises(RowsRefused, match="holds the pictures"):
+        scoring.score([tmp_path], screener, tmp_path / "p.csv", heat_maps=tmp_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked for root")
 def test_a_locked_folder_gets_a_row(archive, screener, tmp_path):
     (archive / "deep").chmod(0)
@@ -224,6 +233,10 @@ def test_what_contradicts_itself_is_said():
         (("--model", "auto", "--revision", "v1"), "no revision 'v1'"),
         (("--json", "--out", "o.csv"), "--json is for the terminal"),
         (("--backend", "tensorrt"), "accepted are onnx, torch"),
+        (("--engine", "spark"), "accepted are local, ray"),
+        (("--engine", "ray"), "give --out a folder"),
+        (("--address", "head:6379"), "say --engine ray, too"),
+        (("--out", "s3://bucket/rows.csv"), "does not lie on this machine"),
     ):
         done = subprocess.run([sys.executable, "-m", "hub_model", "score", PICTURE, *options],
                               capture_output=True, text=True)  # fmt: skip
