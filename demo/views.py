@@ -102,7 +102,7 @@ def legend() -> str:
 
 
 def figures(screener: Screener, point: str, language: str) -> str:
-    """An operating point in words: from the test part, or else from the part on which it was chosen."""
+    """An operating point in words: from the test split, or else from the split on which it was chosen."""
     say, tested = (
         texts.teller(language),
         ((evaluation(screener) or {}).get("test") or {}).get("at", {}).get(point),

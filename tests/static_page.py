@@ -92,8 +92,8 @@ def visit(page: Any, server: ThreadingHTTPServer) -> None:
 
 
 def ask(page: Any, file: Path | dict) -> dict[str, Any]:
-    """Give the page a picture; returns its decision, probability (None when refused), excess of the guard
-    and words.
+    """Give the page a picture; returns its decision, probability (None when refused), the guard's
+    out-of-distribution score, and words.
     """
     page.evaluate("delete document.getElementById('answer').dataset.decision")
     page.set_input_files("#file", file)
@@ -104,5 +104,5 @@ def read(page: Any) -> dict[str, Any]:
     """The answer that the page shows, once it is there."""
     page.wait_for_selector("#answer[data-decision]", timeout=60_000)
     data = page.evaluate("({...document.getElementById('answer').dataset})")
-    number = {name: float(data[name]) if data[name] else None for name in ("probability", "excess")}
+    number = {name: float(data[name]) if data[name] else None for name in ("probability", "score")}
     return {"decision": data["decision"], **number, "words": page.inner_text("#answer")}

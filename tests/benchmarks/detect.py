@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.detect ../shared/data
 
-The embedded models' own test parts are asked as the page asks: a picture may go to the right model, to the
+The embedded models' own test splits are asked as the page asks: a picture may go to the right model, to the
 wrong one, or be refused by both. Writes docs/measured/detect.json and detect.md; it keeps no picture and no
 name.
 """

@@ -129,7 +129,7 @@ def text(result: dict) -> str:
         rows.append(cells)
     one = result["splits"]["random"]
     test = {split: found["test"]["n"] for split, found in result["splits"].items()}
-    known = f"{one['families_crossing']:,} of its {one['families']:,} families lie in more than one part"
+    known = f"{one['families_crossing']:,} of its {one['families']:,} families lie in more than one split"
     promises = "; ".join(
         f"that of the {split} split promises an AUROC of {found['test']['auroc']['value']:.2f} and reaches"
         f" {found['new_patients']['auroc']['value']:.2f} on new patients"
@@ -141,7 +141,7 @@ def text(result: dict) -> str:
 `python -m tests.benchmarks.lie ../shared/data` trains the documented `{VARIANT}` by its own recipe
 ({one["epochs"]} epochs) on one augmented CT archive of {result["pictures"]:,} pictures
 ({result["originals"]:,} originals, each with {result["copies_per_original"]} copies), split at random and split by
-family. **The random split leaks**: {known}, so its test part
+family. **The random split leaks**: {known}, so its test split
 ({test["random"]:,} pictures) tests memory too; that of the family split ({test["family"]:,} pictures) does
 not. The last columns are the same two networks on {result["new_patients"]["originals"]:,} originals, with as many
 copies each, of patients whom the archive does not hold: what the promise was worth. Accuracy and sensitivity
@@ -150,7 +150,7 @@ at the *{POINT}* operating point chosen on validation; 95 % intervals, resampled
 {table(head, rows)}
 
 Of the two networks, {promises}. (A first look
-scored new patients on their originals alone; as the test parts hold augmented copies, that was not like with like,
+scored new patients on their originals alone; as the test splits hold augmented copies, that was not like with like,
 and both networks did better there than they had promised.)
 """
 

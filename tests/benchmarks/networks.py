@@ -19,7 +19,7 @@ from tests.benchmarks import measured
 from train.fit.recipes import RECIPES
 
 # Accuracy, and sensitivity / specificity for COVID. Its class names were encoded in alphabetical order, COVID as 0, so
-# that the precision and recall it reports are those of Non-COVID; from them and the class counts of its test parts (CT
+# that the precision and recall it reports are those of Non-COVID; from them and the class counts of its test splits (CT
 # 1,059 COVID and 552 Non-COVID, X-ray 821 and 1,088) the figures for COVID follow. None: not derivable or not reported.
 PUBLISHED = {
     ("ct", "covid_cnn_baseline"): (0.657, 1.000, 0.000),
@@ -70,7 +70,7 @@ def write_documented(rows: list[dict]) -> None:
     precision = " in bfloat16" if all(row["bf16"] for row in rows) else ""
     text = (
         f"The documented networks by their own recipes, trained{precision} on splits that no family of copies crosses, "
-        "decided at the balanced operating point chosen on validation; test parts of "
+        "decided at the balanced operating point chosen on validation; test splits of "
         f"{counts(rows)} pictures. What was published came from a random split of augmented pictures, and is "
         "read here for COVID (its 'recall' was that of Non-COVID); another collection, so no figure is to be "
         "subtracted from another. 95 % intervals resample families (`python -m tests.benchmarks.networks RUNS`). "

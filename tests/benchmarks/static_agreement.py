@@ -2,11 +2,10 @@
 
     python -m tests.benchmarks.static_agreement DATA [--run RUN]... [--count 120] [--runtime DIR] [--shot PNG]
 
-DATA is a folder with xray|ct / COVID|Non-COVID. The page is made of the embedded models (or of each RUN),
-Pictures of both classes are given to the page as files,
-and so are pictures it should refuse. Exits with 1 where a decision differs, or a probability by more than
-TOLERANCE. Writes docs/measured/static_agreement.json and static_agreement.md; --shot saves the page with a
-synthetic slice.
+DATA is a folder with xray|ct / COVID|Non-COVID. The page is made of the embedded models (or of each RUN). Pictures of
+both classes are given to it as files, and so are pictures it should refuse. Exits with 1 where a decision differs, or
+a probability by more than TOLERANCE. Writes docs/measured/static_agreement.json and static_agreement.md; --shot saves
+the page with a synthetic slice.
 """
 
 import argparse
@@ -20,12 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from hub_model import Screener, hub_folder
-from hub_model.evidence import view
-from hub_model.guard import Guard, is_blank
+from hub_model import ImageRefused, Screener, hub_folder
+from hub_model.guard import is_blank
 from hub_model.images import read_image
 from hub_model.screener import decide
 from tests import static_page
@@ -58,34 +55,35 @@ def samples(folder: Path, modality: str, count: int) -> list[tuple[str, str, byt
     return found
 
 
-def guard_excess(folder: hub_folder.HubFolder, content: bytes) -> float | None:
-    """How far a picture is beyond the guard's limits, by Python; None for a blank one."""
+def guard_score(screener: Screener, content: bytes) -> float | None:
+    """The guard's out-of-distribution score by Python; None where the guard is not asked: blank, or without lungs."""
     image = read_image(content)
     if is_blank(image):
         return None
-    with torch.inference_mode():
-        _, _, features = view(folder.model, folder.transform(image)[None])
-    return float(Guard.of(folder).out_of_distribution(features.numpy())[0])
+    try:
+        return screener.out_of_distribution_score(image)
+    except ImageRefused:
+        return None
 
 
 def measure(page: Any, run: Path, pictures: list[tuple[str, str, bytes]]) -> dict[str, dict]:
     """By kind of picture: how often the page decides as the package does, and how far its numbers are off."""
-    screener, folder, rows = Screener.from_pretrained(run), hub_folder.load(run), {}
+    screener, rows = Screener.from_pretrained(run), {}
     page.check(f"input[name=kind][value={screener.modality}]")
     for kind, name, content in pictures:
         began = time.monotonic()
         shown = static_page.ask(page, {"name": name, "mimeType": "image/png", "buffer": content})
         took = time.monotonic() - began
-        ours, far = screener.screen(content), guard_excess(folder, content)
+        ours, far = screener.screen(content), guard_score(screener, content)
         row = rows.setdefault(kind, {"n": 0, "same_decision": 0, "same_at_every_point": 0, "probability": [],
-                                     "excess": [], "seconds": [], "decisions": Counter()})  # fmt: skip
+                                     "score": [], "seconds": [], "decisions": Counter()})  # fmt: skip
         row["n"] += 1
         row["seconds"].append(took)
         row["decisions"][ours.decision] += 1
         row["same_decision"] += shown["decision"] == ours.decision
         row["same_at_every_point"] += everywhere(screener, ours.probability, shown["probability"])
-        if far is not None and shown["excess"] is not None:
-            row["excess"].append(abs(far - shown["excess"]))
+        if far is not None and shown["score"] is not None:
+            row["score"].append(abs(far - shown["score"]))
         if ours.probability is not None and shown["probability"] is not None:
             row["probability"].append(abs(ours.probability - shown["probability"]))
     return {kind: summed(row) for kind, row in rows.items()}
@@ -102,7 +100,7 @@ def summed(row: dict) -> dict:
     return {
         **row,
         "probability": max(row["probability"], default=None),
-        "excess": max(row["excess"], default=None),
+        "score": max(row["score"], default=None),
         "seconds": round(statistics.median(row["seconds"]), 2),
         "judged": len(row["probability"]),
     }
@@ -136,7 +134,7 @@ def report(result: dict) -> bool:
             fine &= row["n"] == row["same_at_every_point"] and (row["probability"] or 0) <= TOLERANCE
             decisions = ", ".join(f"{n} {name}" for name, n in Counter(row["decisions"]).most_common())
             rows.append([f"{modality}, {kind}", str(row["n"]), f"{row['same_decision']}",
-                         f"{row['same_at_every_point']}", _small(row["probability"]), _small(row["excess"]),
+                         f"{row['same_at_every_point']}", _small(row["probability"]), _small(row["score"]),
                          decisions])  # fmt: skip
     megabytes = {name: size / 2**20 for name, size in result["bytes"].items()}
     total = sum(megabytes.values())
@@ -147,7 +145,7 @@ def report(result: dict) -> bool:
         f"{megabytes['runtime']:.0f} MB of it ONNX Runtime Web.\n\n"
     )
     head = ["pictures", "n", "same decision", "at every operating point", "largest difference of probability",
-            "of the guard's excess", "decisions"]  # fmt: skip
+            "of the guard's score", "decisions"]  # fmt: skip
     write("static_agreement", result, text + table(head, rows))
     return fine
 

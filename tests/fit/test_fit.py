@@ -26,9 +26,8 @@ from hub_model.refused import Refused
 from tests.made_run import make_run
 from train.fit import speed
 from train.fit import trainer as training
-from train.fit.batches import BalancedSampler, Batches, mix, read_images, standardise
+from train.fit.batches import BalancedSampler, Batches, read_images, standardise
 from train.fit.fit import fit
-from train.fit.probe import source_directions
 from train.fit.recipes import RECIPES, Recipe
 from train.fit.settings import Settings, choose_recipe
 from train.fit.trainer import parameter_groups
@@ -259,15 +258,6 @@ def test_keras_penalty_is_the_sum_of_squares(archive):
     assert float(Holder()._penalty()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_mixup_keeps_totals():
-    torch.manual_seed(0)
-    pixels, targets = torch.rand(6, 1, 4, 4), torch.eye(2)[torch.tensor([0, 1, 1, 0, 1, 1])]
-    mixed, soft = mix(pixels, targets, 0.4)
-    torch.testing.assert_close(mixed.mean(0), pixels.mean(0))
-    torch.testing.assert_close(soft.sum(1), torch.ones(6))
-    assert mix(pixels, targets, 0)[0] is pixels
-
-
 @pytest.mark.parametrize(
     ("has", "variant", "asked", "expected"),
     [
@@ -371,21 +361,3 @@ def test_a_process_killed_for_real_resumes(archive, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(json.loads((out / "screening.json").read_text())["provenance"]["history"]) == 3
     shutil.rmtree(out)
-
-
-def test_source_directions_hold_what_tells_sources_apart_and_nothing_else():
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 200)
-    sources = np.where(rng.random(400) < 0.5, "a", "b")
-    features = rng.normal(size=(400, 6))
-    features[:, 0] += 4 * (sources == "a")
-    features[:, 1] += 4 * labels
-    basis = source_directions(features, labels, sources, 1)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
-    left = np.eye(6) - basis @ basis.T
-    assert left[0, 0] < 0.05 and left[1, 1] > 0.9
-
-
-def test_one_source_a_class_leaves_nothing_to_be_blind_to():
-    features, labels = np.random.default_rng(0).normal(size=(40, 3)), np.repeat([0, 1], 20)
-    assert source_directions(features, labels, np.where(labels, "a", "b"), 3).shape == (3, 0)

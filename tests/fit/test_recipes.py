@@ -16,7 +16,6 @@ def test_every_variant_has_a_recipe():
     assert RECIPES.keys() == VARIANTS.keys() | {
         "transfer",
         "probe",
-        "blind_probe",
         "steady_probe",
         "steady",
         "steady_ct",
@@ -60,7 +59,6 @@ def test_rows_name_only_what_there_is(name):
     assert row.augment in AUGMENTATIONS
     assert row.schedule in ("constant", "cosine")
     assert row.balance in (None, "class", "source")
-    assert row.keep in ("last", "best")
     assert 0 <= row.average < 1 and 0 <= row.warm_up < 1 and 0 <= row.label_smoothing < 1
 
 

@@ -5,7 +5,6 @@ network.
 import io
 import json
 import re
-import shutil
 import struct
 import zlib
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hub_model import Screener
+from hub_model import Screener, hub_folder, lungs
 from hub_model.refused import Refused
 from tests import static_page
 from tests.made_run import make_run, pictures
@@ -247,11 +246,11 @@ def test_the_page_takes_the_graph_and_the_weights_of_the_folder(run):
     assert files["model.safetensors"].read_bytes() == (run / "model.safetensors").read_bytes()
 
 
-def test_a_model_that_finds_the_lungs_first_is_not_for_this_page(run, tmp_path):
-    aligned = shutil.copytree(run, tmp_path / "aligned")
-    (aligned / "lungs.json").write_text("{}")
-    with pytest.raises(Refused, match="finds the lungs in a picture first"):
-        space._browser_files(space.Pinned("aligned", None, aligned))
+def test_a_model_that_finds_the_lungs_brings_what_the_page_needs_for_it():
+    files = space._browser_files(space.Pinned("xray", None, hub_folder.embedded()["xray"]))
+    screening = json.loads(files["screening.json"])
+    assert screening["view"] == "lungs" and screening["lungs"]["side"] == lungs.SIDE
+    assert {lungs.GRAPH, lungs.WEIGHTS} <= files.keys()
 
 
 def test_another_runtime_is_refused(tmp_path):

@@ -17,35 +17,33 @@ LEVELS = 256  # grey levels, as the pictures are stored
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a batch is changed. Chances are 0..1; ranges are drawn from uniformly, per picture.
+    """Say how far a batch is changed. Chances are 0..1; each picture draws its own numbers uniformly from the ranges.
 
     Attributes:
         degrees: Largest rotation, either way.
         zoom: Range of the side of what is kept, as a share of the picture's side; above 1 a margin is added.
         stretch: Largest difference of width and height, as a share; pictures come squashed to a square.
         mirror: Chance of a flip left to right.
-        upside_down: Chance of a flip top to bottom.
-        fill: What lies beyond the edge: "zeros", "border" or "reflection", as `grid_sample` names it.
+        fill: What is shown beyond the picture's edge: "zeros", "border" or "reflection", as `grid_sample` names it.
         gamma: Range of the exponent of grey levels in 0..1, drawn in its logarithm.
         window: Largest shift, and change of width, of the grey-level window, as a share of its width.
         equalise: Chance of a blend, by a random share, with the histogram-equalised picture.
         spectrum: Chance that the Fourier amplitudes are mixed with another picture's while the phases, which
             carry the shapes, stay (Xu et al. 2021, arXiv:2105.14391).
-        coarse: Chance of a loss of resolution.
-        coarsest: Smallest share of the side that is left of it.
+        coarse: Chance that a picture is scaled down and up again, which loses resolution.
+        coarsest: Smallest size it is scaled down to, as a share of its side.
         noise: Largest standard deviation of added white noise, in 0..1.
         margin: Chance of blanked margins.
-        widest: Largest width of each of them, as a share of the side.
-        corner: Chance, for each corner, that a box of it is blanked: printed letters and markers stand there.
+        widest: Largest width of a margin, as a share of the side.
+        corner: Chance, for each corner, that a box in it is blanked: printed letters and markers stand there.
         hole: Chance of a blanked box anywhere (DeVries & Taylor 2017, arXiv:1708.04552).
-        largest: Largest side of such a box, as a share of the side.
+        largest: Largest side of a blanked box, as a share of the picture's side.
     """
 
     degrees: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     stretch: float = 0.0
     mirror: float = 0.0
-    upside_down: float = 0.0
     fill: str = "zeros"
     gamma: tuple[float, float] = (1.0, 1.0)
     window: float = 0.0
@@ -63,18 +61,13 @@ class Augmentation:
 
 AUGMENTATIONS = {
     "none": {"xray": Augmentation(), "ct": Augmentation()},
-    # nothing is resampled: sharpness and framing stay as they came
-    "tones": {
-        "xray": Augmentation(mirror=0.5, gamma=(0.7, 1.4), window=0.12, equalise=0.2, corner=0.25, largest=0.2),
-        "ct": Augmentation(mirror=0.5, gamma=(0.75, 1.33), window=0.12, corner=0.1, largest=0.2),
-    },
     "light": {
         "xray": Augmentation(degrees=7, zoom=(0.9, 1.0), fill="border", gamma=(0.8, 1.25), window=0.1,
                              corner=0.25, largest=0.2),
         "ct": Augmentation(degrees=10, zoom=(0.85, 1.05), stretch=0.1, mirror=0.5, gamma=(0.8, 1.25),
                            window=0.1, corner=0.1, largest=0.2),
     },
-    # what the shipped CT network was trained with: figures come cut, scaled and windowed in many ways
+    # CT slices printed in papers come cut, scaled and windowed in many ways
     "medium": {
         "xray": Augmentation(degrees=8, zoom=(0.8, 1.05), stretch=0.1, mirror=0.5, fill="border",
                              gamma=(0.7, 1.4), window=0.12, equalise=0.2, coarse=0.25, coarsest=0.5,
@@ -93,7 +86,7 @@ AUGMENTATIONS = {
                            margin=0.3, widest=0.1, corner=0.15, hole=0.3, largest=0.3),
     },
 }  # fmt: skip
-"""By name, then by modality. A film is never turned upside down; left and right lung may change sides."""
+"""By name, then by modality. No picture is turned upside down; left and right lung may change sides."""
 
 
 def augment(pixels: Tensor, name: str, modality: str, generator: torch.Generator | None = None) -> Tensor:
@@ -103,7 +96,7 @@ def augment(pixels: Tensor, name: str, modality: str, generator: torch.Generator
         pixels: (B, C, H, W) floats in 0..1; the channels of a picture are changed alike.
         name: Key of AUGMENTATIONS.
         modality: "xray" or "ct".
-        generator: Where the numbers come from; torch's own if None. The same state gives the same batch.
+        generator: Source of the random numbers; torch's own if None. The same state gives the same batch.
 
     Returns:
         A new batch (B, C, H, W) in 0..1; the one given stays as it was.
@@ -112,7 +105,7 @@ def augment(pixels: Tensor, name: str, modality: str, generator: torch.Generator
 
 
 def apply(pixels: Tensor, row: Augmentation, generator: torch.Generator | None = None) -> Tensor:
-    """As `augment`, by a row of its own."""
+    """Change a batch by a row that need not be in the table; otherwise as `augment`."""
     draw = _Draw(len(pixels), generator)
     if row.spectrum:
         pixels = torch.where(draw.chance(row.spectrum), _mix_amplitudes(pixels, draw), pixels)
@@ -126,7 +119,7 @@ def apply(pixels: Tensor, row: Augmentation, generator: torch.Generator | None =
 
 
 class _Draw:
-    """Random numbers, one for each of `count` pictures, shaped (count, 1, 1, 1)."""
+    """Draw random numbers, one for each of `count` pictures, shaped (count, 1, 1, 1)."""
 
     def __init__(self, count: int, generator: torch.Generator | None) -> None:
         self.count, self.generator = count, generator
@@ -145,17 +138,17 @@ class _Draw:
 
 
 def _move(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
-    """Rotation, zoom, stretch, shift and flips in one resampling."""
-    if not (row.degrees or row.stretch or row.mirror or row.upside_down or row.zoom != (1.0, 1.0)):
+    """Rotate, zoom, stretch, shift and mirror, in one resampling."""
+    if not (row.degrees or row.stretch or row.mirror or row.zoom != (1.0, 1.0)):
         return pixels
     angle = draw.between(-1, 1).flatten() * math.radians(row.degrees)
     side = draw.between(*row.zoom).flatten()
     ratio = torch.exp(draw.between(-1, 1).flatten() * math.log1p(row.stretch) / 2)
     width = side * ratio * torch.where(draw.chance(row.mirror).flatten(), -1.0, 1.0)
-    height = side / ratio * torch.where(draw.chance(row.upside_down).flatten(), -1.0, 1.0)
+    height = side / ratio
     # what is kept may lie anywhere in the picture; a margin that is added is shared out at random as well
     across = draw.between(-1, 1).flatten() * (1 - width.abs()).abs()
-    down = draw.between(-1, 1).flatten() * (1 - height.abs()).abs()
+    down = draw.between(-1, 1).flatten() * (1 - height).abs()
     cosine, sine = torch.cos(angle), torch.sin(angle)
     rows = torch.stack([width * cosine, -height * sine, across, width * sine, height * cosine, down], 1)
     grid = F.affine_grid(rows.view(-1, 2, 3), list(pixels.shape), align_corners=False)
@@ -163,7 +156,7 @@ def _move(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
 
 
 def _tones(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
-    """Another grey-level curve: equalisation, gamma and window."""
+    """Change the grey-level curve: equalisation, gamma and window."""
     if row.equalise:
         share = draw.between(0, 1) * draw.chance(row.equalise)
         pixels = torch.lerp(pixels, equalised(pixels), share)
@@ -176,7 +169,7 @@ def _tones(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
 
 
 def equalised(pixels: Tensor) -> Tensor:
-    """Each picture with its histogram levelled: a pixel's new level is the share of darker pixels."""
+    """Level each picture's histogram: a pixel's new level is the share of darker pixels. (B, C, H, W) in 0..1."""
     levels = (pixels.clamp(0, 1) * (LEVELS - 1)).round().long().flatten(1)
     counts = torch.zeros(len(pixels), LEVELS).scatter_add_(1, levels, torch.ones(levels.shape))
     darker = counts.cumsum(1) - counts
@@ -185,6 +178,7 @@ def equalised(pixels: Tensor) -> Tensor:
 
 
 def _mix_amplitudes(pixels: Tensor, draw: _Draw) -> Tensor:
+    """Mix each picture's Fourier amplitudes with another's by a random share; its phases stay."""
     spectrum = torch.fft.rfft2(pixels)
     amplitude = spectrum.abs()
     mixed = torch.lerp(amplitude, amplitude[draw.order()], draw.between(0, 1))
@@ -192,7 +186,7 @@ def _mix_amplitudes(pixels: Tensor, draw: _Draw) -> Tensor:
 
 
 def _coarsen(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
-    """Some pictures scaled down and up again: figures come in every resolution."""
+    """Scale some pictures down and up again: pictures of papers come in every resolution."""
     chosen = draw.chance(row.coarse).flatten().tolist()
     shares = draw.between(row.coarsest, 1).flatten().tolist()
     size, pictures = pixels.shape[-2:], list(pixels.split(1))
@@ -205,7 +199,7 @@ def _coarsen(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
 
 
 def _blank(pixels: Tensor, row: Augmentation, draw: _Draw) -> Tensor:
-    """Margins, corners and holes of one grey level, drawn for each picture."""
+    """Blank margins, corners and holes with one grey level, drawn for each picture."""
     height, width = pixels.shape[-2:]
     y = ((torch.arange(height) + 0.5) / height).view(1, 1, -1, 1)
     x = ((torch.arange(width) + 0.5) / width).view(1, 1, 1, -1)

@@ -25,17 +25,17 @@ UNLABELLED = 1
 
 
 class Images(torch.utils.data.Dataset):
-    """Grey pictures at the network's size, kept as bytes in memory.
+    """Hold grey pictures at the network's size in memory, as bytes.
 
     Attributes:
         pixels: (N, 1, H, W) uint8, what the one preprocessing gives before it standardises.
         labels: (N,) int64; -1 where only teachers know.
         targets: (N, 2) float32, what the loss compares with.
         sources: (N,) str, the collection of each.
-        paths: (N,) what an error message calls each.
+        paths: (N,) str, the name of each in error messages.
         families: (N,) str; by default each picture is its own.
         copies: (N, K, 1, H, W) uint8, strongly changed copies of each (`hub_model.changes.random_copy`); K may be 0.
-        expert: (N, E) float16, what an expert makes of each (`train.fit.experts`); None where none was asked.
+        expert: (N, E) float16, an expert's features of each (`train.fit.experts`); None where none was asked.
         any_look: whether an item is drawn from the picture and its copies alike, or is the picture as it came.
     """
 
@@ -70,7 +70,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def standardise(pixels: torch.Tensor, pretrained_cfg: dict[str, Any]) -> torch.Tensor:
-    """Make of pixels (N, 1, H, W) in 0..1 what the network takes, (N, 3, H, W).
+    """Standardise pixels (N, 1, H, W) in 0..1 into what the network takes, (N, 3, H, W).
 
     These are the last steps of the one preprocessing, in its very arithmetic.
     """
@@ -174,7 +174,6 @@ class Batches:
         targets = torch.stack([row["targets"] for row in rows])
         if self.recipe is not None:
             pixels = augment(pixels, self.recipe.augment, self.modality)
-            pixels, targets = mix(pixels, targets, self.recipe.mixup)
             targets = targets * (1 - self.recipe.label_smoothing) + self.recipe.label_smoothing / len(LABELS)
         return {
             "pixel_values": standardise(pixels, self.pretrained_cfg).contiguous(
@@ -184,14 +183,6 @@ class Batches:
             "targets": targets,
             "index": torch.tensor([row["index"] for row in rows]),
         }
-
-
-def mix(pixels: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix a batch with its own reverse (mixup, Zhang et al. 2018, arXiv:1710.09412); ``alpha`` 0 leaves it as it is."""
-    if not alpha:
-        return pixels, targets
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
 
 
 class BalancedSampler(torch.utils.data.Sampler):

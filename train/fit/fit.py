@@ -89,7 +89,7 @@ def fit(
 
 
 def without(splits: "DatasetDict", sources: list[str]) -> "DatasetDict":
-    """The splits without some sources' rows.
+    """Leave the rows of some sources out of every split.
 
     Raises:
         Refused: the data has no such source.
@@ -106,7 +106,7 @@ def without(splits: "DatasetDict", sources: list[str]) -> "DatasetDict":
 
 
 def _build(settings: Settings) -> backbones.Network:
-    """The network that is trained.
+    """Build the network that is trained.
 
     Raises:
         Refused: no such network, weights that do not fit it, or a recipe that is not for it.
@@ -141,12 +141,12 @@ def _build(settings: Settings) -> backbones.Network:
 
 
 def _world() -> int:
-    """Processes that train together, as torchrun says."""
+    """Count the processes that train together, as torchrun says."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network) -> dict[str, Images]:
-    """The images of train and validation, with the teachers' share in the targets of the former."""
+    """Read the images of train and validation, with the teachers' share in the targets of the former."""
     finder = _finder(settings)
     transform = hub_folder.transform_of(network.config, finder if settings.view == lungs.LUNGS else None)
     cfg = network.config["pretrained_cfg"]
@@ -183,7 +183,7 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
 
 
 def _finder(settings: Settings) -> lungs.LungFinder | None:
-    """The lung network that travels with the run.
+    """Open the lung network that travels with the run.
 
     Raises:
         Refused: the folder has none, or one for the other modality.
@@ -222,7 +222,7 @@ def _check_run(out: Path, settings: Settings, overwrite: bool) -> None:
 
 
 def _changed(checkpoints: Path, settings: Settings) -> list[str]:
-    """Names of the settings in which an unfinished run differs; none where there is no such run."""
+    """Name the settings in which an unfinished run differs; none where there is no such run."""
     file = checkpoints / SETTINGS
     if not file.is_file():
         return []
@@ -248,6 +248,7 @@ def _trainer(
     checkpoints: Path,
     report: str,
 ) -> training.RecipeTrainer:
+    """Set up the Trainer of a run, with what its recipe asks for."""
     row = settings.row
     bf16 = speed.faster_in_bf16(network.model) if settings.bf16 is None else settings.bf16
     model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(network.config))
@@ -286,8 +287,6 @@ def _arguments(settings: Settings, checkpoints: Path, bf16: bool, report: str) -
         save_strategy="epoch",
         logging_strategy="epoch",
         save_total_limit=2,
-        metric_for_best_model="auroc",
-        greater_is_better=True,
         label_names=["labels"],
         remove_unused_columns=False,
         restore_callback_states_from_checkpoint=True,
@@ -309,9 +308,8 @@ def _train(trainer: training.RecipeTrainer, checkpoints: Path) -> training.Compl
     trainer.add_callback(clock)
     if trainer.recipe.probe and last is None:
         probe.probe_head(trainer.network, trainer.train_dataset, trainer.batches, trainer.sampler().weights)
-    if (
-        trainer.recipe.steady
-    ):  # also where a run goes on: this is its teacher, and the same seed gives the same one
+    # also where a run goes on: this is its teacher, and the same seed gives the same one
+    if trainer.recipe.steady:
         speed.keep_head_precise(trainer.network.get_classifier())
         steady.steady_head(trainer.network, trainer.train_dataset, trainer.batches.pretrained_cfg, trainer.recipe,
                            trainer.args.seed, trainer.args.bf16)  # fmt: skip
@@ -353,7 +351,7 @@ def _save(
         lungs.copy(settings.lungs, out)
     hub_folder.save(
         out,
-        training.best_network(trainer),
+        training.kept_network(trainer),
         architecture=network.architecture,
         model_args=network.model_args,
         pretrained_cfg=network.pretrained_cfg,

@@ -1,4 +1,4 @@
-"""Training recipes, one a row: the six documented ones and ours for stock networks.
+"""Training recipes, one row each: the six documented ones, and this project's own for stock networks.
 
 A documented network and its recipe have the same name, so a variant that differs in its recipe alone is seen
 at once. Those rows follow the description of the original system: cross-entropy and Adam.
@@ -12,7 +12,7 @@ PENALISED = ("blocks.1.conv.weight", "blocks.2.conv.weight", "hidden.fc1.weight"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """Say how a network is trained: batches, learning rates, penalties, and how the head starts.
 
     Attributes:
         batch: Images a step, over all processes.
@@ -23,33 +23,27 @@ class Recipe:
         freeze_stages: Stages, the stem being the first, that stay as they came.
         probe: C of a logistic regression on frozen features that the head starts from; 0 starts at random,
             which distorts the features that came with the weights (Kumar et al. 2022, arXiv:2202.10054).
-        blind: Rounds in which that regression is made blind to the directions that tell sources apart within
-            a class (iterative null-space projection, Ravfogel et al. 2020, arXiv:2004.07667).
         copies: Strongly changed copies of each training picture that a steady head learns from.
-        steady: Penalty on what such copies move, of a head that is fitted by least squares; 0 is no such head
-            (see `train.fit.steady`).
-        source_penalty: Its penalty on what tells the sources of one label apart.
-        ridge: Its penalty on every weight.
-        consistent: Whether the network then learns to give any copy the log-odds that this head gives the mean of them;
-            the loss is then a distance of log-odds.
-        epsilon: Adam's.
-        beta2: Adam's decay of squared gradients.
+        steady: Penalty of a steady head (`train.fit.steady`) on what such copies move; 0 means no such head.
+        source_penalty: Penalty of a steady head on what tells the sources of one label apart.
+        ridge: Penalty of a steady head on every weight.
+        consistent: Whether the network then learns to give every copy the log-odds that the steady head gives the mean
+            of them; the loss is then a distance of log-odds.
+        epsilon: What Adam adds to its divisor.
         schedule: "constant" or "cosine" (to zero).
         warm_up: Share of the steps in which the learning rate rises from zero.
         weight_decay: Decoupled (AdamW), on kernels only; 0 means plain Adam.
-        l2: Keras' penalty, added to the loss: this times the sum of squares of each kernel in `l2_kernels`.
-        l2_kernels: Parameter names.
+        l2: Penalty added to the loss, as Keras does: this times the sum of squares of each kernel in `l2_kernels`.
+        l2_kernels: Names of the penalised parameters.
         label_smoothing: Share of each target that is spread over both classes.
-        mixup: Alpha of the Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0 is off.
-        average: Decay a step of the moving average of the weights, which is evaluated and kept; 0 is off.
+        average: Decay per step of the moving average of the weights, which is evaluated and kept; 0 is off.
         freeze_norms: Epochs in which batch norm keeps the statistics it came with.
         balance: None, "class" (both classes alike) or "source" (and within a class, each source by the root
             of its size).
         augment: Name in `train.fit.augment.AUGMENTATIONS`.
         input_size: Side of the square picture in pixels; None leaves the architecture's own.
-        keep: "last" or "best": the epoch with the highest validation AUROC.
         stop_patience: Epochs without a gain in training accuracy after which training stops; 0 is never.
-        stop_min_delta: What counts as a gain.
+        stop_min_delta: Smallest rise of the training accuracy that counts as a gain.
     """
 
     batch: int
@@ -59,27 +53,23 @@ class Recipe:
     layer_decay: float = 1.0
     freeze_stages: int = 0
     probe: float = 0.0
-    blind: int = 0
     copies: int = 0
     steady: float = 0.0
     source_penalty: float = 0.0
     ridge: float = 0.1
     consistent: bool = False
     epsilon: float = KERAS_EPSILON
-    beta2: float = 0.999
     schedule: str = "constant"
     warm_up: float = 0.0
     weight_decay: float = 0.0
     l2: float = 0.0
     l2_kernels: tuple[str, ...] = ()
     label_smoothing: float = 0.0
-    mixup: float = 0.0
     average: float = 0.0
     freeze_norms: float = 0.0
     balance: str | None = None
     augment: str = "none"
     input_size: int | None = 224
-    keep: str = "last"
     stop_patience: int = 0
     stop_min_delta: float = 0.0
 
@@ -95,7 +85,7 @@ RECIPES = {
     "covid_cnn_4": Recipe(batch=32, epochs=10, learning_rate=0.01, l2=0.01, l2_kernels=PENALISED),
     "covid_cnn_5": Recipe(batch=32, epochs=10, learning_rate=0.001, l2=0.01, l2_kernels=PENALISED),
     # from ImageNet weights: first the head alone, then all but the first stages, slowly and with batch norm
-    # as it came. Other settings, tried on one validation part of 118 slices, fell behind; why was not established
+    # as it came. Other settings, tried on one validation split of 118 slices, fell behind; why was not established
     "transfer": Recipe(batch=12, epochs=10, learning_rate=3e-4, backbone_lr=0.3, layer_decay=0.85,
                        freeze_stages=2, probe=0.01, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                        weight_decay=0.02, label_smoothing=0.1, average=0.98, freeze_norms=10,
@@ -104,11 +94,7 @@ RECIPES = {
     # trained learns the collection
     "probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, epsilon=1e-8,
                     freeze_norms=99, balance="source", augment="medium"),
-    # the same, and blind to the directions in which collections differ within a class: worse at home, better on
-    # most collections that had no part in training
-    "blind_probe": Recipe(batch=32, epochs=1, learning_rate=1e-5, freeze_stages=99, probe=0.01, blind=3,
-                          epsilon=1e-8, freeze_norms=99, balance="source", augment="medium"),
-    # the head alone by least squares, deaf to harmless changes and to what tells collections apart
+    # the head alone, by least squares: harmless changes and the collection that a picture is from hardly move it
     "steady_probe": Recipe(batch=24, epochs=1, learning_rate=1e-6, freeze_stages=99, epsilon=1e-8, freeze_norms=99,
                            balance="source", copies=6, steady=3.0, source_penalty=10.0, input_size=160),
     # that head averaged over changed copies is the teacher of the network itself: it learns to answer every copy alike

@@ -30,7 +30,7 @@ def soup(
 ) -> dict[str, dict]:
     """Average the weights of RUNS into OUT, an uncalibrated run like those of ``fit``.
 
-    Looks at the validation part only. Statistics of batch norm are averaged as well, which is right where the runs kept
+    Looks at the validation split only. Batch-norm statistics are averaged as well, which is right where the runs kept
     those they came with (``freeze_norms``) and an approximation elsewhere: compare the figures.
 
     Returns:

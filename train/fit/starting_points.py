@@ -1,8 +1,8 @@
-"""ImageNet weights whose network no stock constructor builds, rewritten for one that does, with the same function.
+"""Rewrite ImageNet weights for a stock timm network that computes the same function.
 
-Two of the backbones we start from differ from timm's networks: a ResNet50-v2 with batch norm in its stem, and a
-MobileNet-EdgeTPU without a ReLU after its first block. A shipped model has to open in every stock loader, so their
-weights are carried over instead: exactly for the ResNet, to within five standard deviations for the EdgeTPU.
+Two of the backbones that training starts from differ from timm's networks: a ResNet50-v2 with batch norm in its stem,
+and a MobileNet-EdgeTPU without a ReLU after its first block. A shipped model has to open in every stock loader, so
+their weights are carried over: exactly for the ResNet, to within five standard deviations for the EdgeTPU.
 """
 
 import json
@@ -21,7 +21,7 @@ from hub_model.whole import whole_file
 WIDE_STEM = 72
 """Stem channels of the carried-over ResNet: 64 and room for those that need a second copy."""
 DEVIATIONS = 5.0
-"""How far below its mean a norm's output may lie before the added ReLU cuts it off."""
+"""Standard deviations below its mean at which the added ReLU cuts a norm's output off."""
 
 
 def start(
@@ -62,14 +62,14 @@ def resnetv2_args(blocks: int) -> dict:
 
 
 def affine(state: dict[str, Tensor], norm: str, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Slope and intercept (C,) of a batch norm in evaluation mode."""
+    """Compute slope and intercept, each (C,), of a batch norm in evaluation mode."""
     slope = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
     return slope, state[f"{norm}.bias"] - slope * state[f"{norm}.running_mean"]
 
 
 @torch.no_grad()
 def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
-    """The same function as conv - norm - ReLU - pool - (norm - ReLU) without the stem's norm and ReLU.
+    """Write the network without the stem's norm and ReLU: conv - norm - ReLU - pool - (norm - ReLU), same function.
 
     With a stem of slope a, intercept b and a first block's norm of g, h, a channel carries
     ``relu(g * relu(a u + b) + h)``. For g > 0 and h <= 0 that is ``relu(g (a u + b) + h)``: one norm does it. For g < 0
@@ -125,7 +125,7 @@ def stock_resnetv2(state: dict[str, Tensor], blocks: int = 6) -> nn.Module:
 
 
 def _stem_norm(b: Tensor, g: Tensor, h: Tensor, twice: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and intercept (WIDE_STEM,) of the one norm that stands for two; see `stock_resnetv2`."""
+    """Compute slope and intercept, each (WIDE_STEM,), of the one norm that stands for two; see `stock_resnetv2`."""
     slope, intercept = torch.zeros(WIDE_STEM), torch.zeros(WIDE_STEM)
     width = len(g)
     slope[:width], intercept[:width] = g, g * b + h
@@ -139,9 +139,12 @@ def _stem_norm(b: Tensor, g: Tensor, h: Tensor, twice: Tensor) -> tuple[Tensor, 
 
 @torch.no_grad()
 def stock_edgetpu(state: dict[str, Tensor]) -> nn.Module:
-    """Lifts the first block's output above zero, where timm's ReLU leaves it alone, and takes the lift off again in the
-    norm that reads it. Values further than `DEVIATIONS` below their mean are cut; the border, where zeros are padded
-    around the lifted map, does not matter to the 3 x 3 convolution that follows only in the network's second half."""
+    """Write the network with a ReLU after its first block, as timm has it, that hardly changes anything.
+
+    The block's output is lifted above zero, where a ReLU leaves it alone, and the norm that reads it takes the lift off
+    again. Two small differences remain: values further than `DEVIATIONS` standard deviations below their mean are cut,
+    and along the border the 3 x 3 convolution that reads the block is padded with zeros that are not lifted.
+    """
     model = timm.create_model("mobilenet_edgetpu_100", pad_type="same", num_classes=2)
     _load(model, {name: tensor for name, tensor in state.items() if not name.startswith("classifier")})
     norm, reader = model.blocks[0][0].bn1, model.blocks[1][0]

@@ -30,10 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, START = (Path(__file__).with_name(name) for name in ("static_space", "start.py"))
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""Where pip finds torch without CUDA: its versions end in +cpu, which pip ranks above the same version
-without.
-"""
 PYTHON = "3.11"
+"""Version of Python that the Gradio Space runs on."""
 PRELOADED = (
     hub_folder.CONFIG,
     hub_folder.WEIGHTS,
@@ -46,7 +44,16 @@ PRELOADED = (
     "plots/*.png",
 )
 MARKS = ("start.py", "space.json")
-"""By which a page of ours is known: of the Gradio kind, of the static kind."""
+"""A folder with one of these files is a page that this verb wrote: a Gradio one, a static one."""
+LUNG_RULES = {
+    "side": lungs.SIDE,
+    "likely": lungs.LIKELY,
+    "faint": lungs.FAINT,
+    "tail": lungs.TAIL,
+    "smallest": lungs.SMALLEST,
+    "certain": lungs.CERTAIN,
+}
+"""How the static page reads an outline of lungs: the package's own constants."""
 
 
 @dataclass(frozen=True)
@@ -299,11 +306,6 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
         raise Refused(
             f"{model}: the page resizes bicubic, squashed and whole, and this model wants {how}. Choose another model."
         )
-    if (model.folder / lungs.SETTINGS).is_file():
-        raise Refused(
-            f"{model}: it finds the lungs in a picture first, which the static page cannot do. Leave --static out, or "
-            "choose a model that reads the whole picture."
-        )
     if folder.guard is None:
         raise Refused(f"{model}: it has no guard, so the page could not refuse. Evaluate the run first.")
     guard = {  # JavaScript has no halves
@@ -316,7 +318,12 @@ def _browser_files(model: Pinned) -> dict[str, Content]:
         key: model.screening[key]
         for key in ("format", "labels", "modality", "operating_points", "guard", "weights_sha256")
     }
+    finder: dict[str, Content] = {}
+    if folder.finder:
+        finder = {name: model.folder / name for name in (lungs.GRAPH, lungs.WEIGHTS)}
+        kept |= {"view": model.screening.get("view", lungs.WHOLE), "lungs": LUNG_RULES}
     return {
+        **finder,
         "config.json": model.folder / hub_folder.CONFIG,
         "screening.json": json.dumps({**kept, "tested": tested}).encode(),
         "guard.safetensors": safetensors.numpy.save(guard),

@@ -99,7 +99,7 @@ async function show() {
   const point = models[kind]?.screening.operating_points[chosen.point];
   const decision = found.refused ? "refused" : decide(found.probability, point);
   $("answer").replaceChildren(article(decision, found, point, picture, kind));
-  Object.assign($("answer").dataset, { decision, probability: found.probability ?? "", excess: found.excess ?? "" });
+  Object.assign($("answer").dataset, { decision, probability: found.probability ?? "", score: found.score ?? "" });
   $("answer").removeAttribute("aria-busy");
 }
 
@@ -129,7 +129,7 @@ function bar(probability, threshold) {
   return made;
 }
 
-/** An operating point in words: from the test part, or else from the part on which it was chosen. */
+/** An operating point in words: from the test split, or else from the split on which it was chosen. */
 function figures(point, kind) {
   const tested = models[kind].screening.tested?.[chosen.point];
   const { sensitivity, specificity } = tested ?? point.validation ?? {};

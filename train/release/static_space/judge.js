@@ -103,6 +103,8 @@ export function canvasIsTrue() {
 // --- preprocessing -------------------------------------------------------------------------------
 
 const BITS = 22; // fixed point of Pillow's 8-bit resampling (libImaging/Resample.c)
+const BICUBIC = { reach: 2, weigh: cubic };
+export const BILINEAR = { reach: 1, weigh: (x) => Math.max(0, 1 - Math.abs(x)) };
 
 function cubic(x) {
   const a = -0.5;
@@ -111,49 +113,75 @@ function cubic(x) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-/** Pillow's coefficients for one direction: for every output place where to begin and what to weigh with. */
-function coefficients(size, wanted) {
-  const scale = size / wanted, spread = Math.max(scale, 1), support = 2 * spread;
+/** Pillow's coefficients for one direction: for every output place where to begin and what to weigh with.
+ * `shown` is how much of `size` the output shows; it may end inside the last pixel. */
+function coefficients(size, shown, wanted, { reach, weigh }) {
+  const scale = shown / wanted, spread = Math.max(scale, 1), support = reach * spread;
   return Array.from({ length: wanted }, (_, place) => {
     const centre = (place + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const last = Math.min(size, Math.trunc(centre + support + 0.5));
-    const weights = Array.from({ length: last - first }, (_, x) => cubic((x + first - centre + 0.5) / spread));
+    const weights = Array.from({ length: last - first }, (_, x) => weigh((x + first - centre + 0.5) * (1 / spread)));
     const sum = weights.reduce((total, weight) => total + weight, 0);
-    return { first, weights: Int32Array.from(weights, (w) => Math.trunc((w / sum) * 2 ** BITS + (w / sum < 0 ? -0.5 : 0.5))) };
+    return { first, weights: weights.map((weight) => weight / sum) };
   });
 }
 
-function clip8(value) {
-  return Math.min(255, Math.max(0, value >> BITS));
+/** Grey levels in fixed point, as Pillow computes them; other numbers as they are. */
+function arithmetic(data) {
+  if (!(data instanceof Uint8Array)) return { begin: 0, weigh: (weights) => weights, end: (sum) => sum };
+  return {
+    begin: 1 << (BITS - 1),
+    weigh: (weights) => Int32Array.from(weights, (w) => Math.trunc(w * 2 ** BITS + (w < 0 ? -0.5 : 0.5))),
+    end: (sum) => Math.min(255, Math.max(0, sum >> BITS)),
+  };
 }
 
-/** Bicubic with antialiasing, equal to Pillow's `resize` to the last bit. */
-export function resize({ data, width, height }, toWidth, toHeight) {
-  const across = coefficients(width, toWidth), down = coefficients(height, toHeight);
+/** Resize with antialiasing, equal to Pillow's `resize` to the last bit; `data` are bytes or floats. */
+export function resize({ data, width, height }, toWidth, toHeight, filter = BICUBIC, shown = [width, height]) {
+  const { begin, weigh, end } = arithmetic(data);
+  const direction = (...sizes) => coefficients(...sizes, filter).map(({ first, weights }) => ({ first, weights: weigh(weights) }));
   let rows = data;
-  if (toWidth !== width) {
-    rows = new Uint8Array(toWidth * height);
+  if (toWidth !== width || shown[0] !== width) {
+    const across = direction(width, shown[0], toWidth);
+    rows = new data.constructor(toWidth * height);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < toWidth; x++) {
         const { first, weights } = across[x];
-        let sum = 1 << (BITS - 1);
+        let sum = begin;
         for (let k = 0, at = y * width + first; k < weights.length; k++, at++) sum += data[at] * weights[k];
-        rows[y * toWidth + x] = clip8(sum);
+        rows[y * toWidth + x] = end(sum);
       }
     }
   }
-  if (toHeight === height) return rows;
-  const out = new Uint8Array(toWidth * toHeight);
+  if (toHeight === height && shown[1] === height) return rows;
+  const down = direction(height, shown[1], toHeight), out = new data.constructor(toWidth * toHeight);
   for (let y = 0; y < toHeight; y++) {
     const { first, weights } = down[y];
     for (let x = 0; x < toWidth; x++) {
-      let sum = 1 << (BITS - 1);
+      let sum = begin;
       for (let k = 0, at = first * toWidth + x; k < weights.length; k++, at += toWidth) sum += rows[at] * weights[k];
-      out[y * toWidth + x] = clip8(sum);
+      out[y * toWidth + x] = end(sum);
     }
   }
   return out;
+}
+
+/** Mean of blocks of `across` x `down` pixels, in the arithmetic of Pillow's `reduce`; the last ones may be smaller. */
+export function reduce({ data, width, height }, across, down) {
+  const wide = Math.ceil(width / across), high = Math.ceil(height / down), out = new Uint8Array(wide * high);
+  for (let y = 0; y < high; y++) {
+    for (let x = 0; x < wide; x++) {
+      const right = Math.min(width, (x + 1) * across), bottom = Math.min(height, (y + 1) * down);
+      const count = (right - x * across) * (bottom - y * down);
+      let sum = count >> 1;
+      for (let row = y * down; row < bottom; row++) {
+        for (let column = x * across; column < right; column++) sum += data[row * width + column];
+      }
+      out[y * wide + x] = Math.floor((sum * Math.floor(2 ** 24 / count)) / 2 ** 24);
+    }
+  }
+  return { data: out, width: wide, height: high };
 }
 
 /** The tensor (1, 3, H, W) of a grey picture: squeezed, three equal channels, standardised. */
@@ -181,8 +209,7 @@ function percentile(histogram, count, share) {
 
 /** Whether a picture shows nothing: its grey levels hardly deviate once the outermost 2 % are clipped. */
 export function isBlank({ data }, limits) {
-  const histogram = new Array(256).fill(0);
-  for (const value of data) histogram[value]++;
+  const histogram = histogramOf(data);
   const low = percentile(histogram, data.length, 1), high = percentile(histogram, data.length, 99);
   let sum = 0, squares = 0;
   histogram.forEach((number, value) => {
@@ -191,6 +218,96 @@ export function isBlank({ data }, limits) {
     squares += number * clipped * clipped;
   });
   return Math.sqrt(Math.max(0, squares / data.length - (sum / data.length) ** 2)) < limits.blank_deviation;
+}
+
+// --- lungs ---------------------------------------------------------------------------------------
+// hub_model/lungs.py, step by step; `rules` are its constants.
+
+const GAP = 3; // `reducing_gap` of Pillow's `resize`
+
+/** A histogram of bytes, of all or of the chosen ones. */
+function histogramOf(data, chosen = () => true) {
+  const counts = new Array(256).fill(0);
+  data.forEach((value, i) => { if (chosen(i)) counts[value]++; });
+  return counts;
+}
+
+/** Round as Python and numpy do: a half goes to the even neighbour. */
+function round(value) {
+  const low = Math.floor(value), rest = value - low;
+  return rest > 0.5 || (rest === 0.5 && low % 2 !== 0) ? low + 1 : low;
+}
+
+/** What the lung network sees: the picture at its size, each level the share of darker pixels; (side, side) in 0..1. */
+export function lungInput(picture, { side }) {
+  const across = Math.trunc(picture.width / side / GAP) || 1, down = Math.trunc(picture.height / side / GAP) || 1;
+  const coarse = across > 1 || down > 1 ? reduce(picture, across, down) : picture;
+  const shown = [Math.fround(picture.width / across), Math.fround(picture.height / down)];
+  const small = resize(coarse, side, side, BILINEAR, shown), counts = histogramOf(small), darker = [];
+  counts.reduce((seen, count, level) => ((darker[level] = seen), seen + count), 0);
+  const brightest = Math.max(darker[small.reduce((most, value) => Math.max(most, value), 0)], 1);
+  return Float32Array.from(small, (value) => darker[value] / brightest);
+}
+
+/** The box around the lungs as shares [left, top, right, bottom]; null where the outline is no lung. */
+export function boxOf(outline, { side, likely, faint, tail, smallest, certain }) {
+  const inside = outline.filter((value) => value >= likely);
+  const certainty = inside.reduce((sum, value) => sum + value, 0) / Math.max(inside.length, 1);
+  if (inside.length / outline.length < smallest || certainty < certain) return null;
+  const columns = new Array(side).fill(0), rows = new Array(side).fill(0), least = Math.fround(faint);
+  outline.forEach((value, i) => {
+    if (value < least) return;
+    columns[i % side] += value;
+    rows[Math.floor(i / side)] += value;
+  });
+  const [[left, right], [top, bottom]] = [columns, rows].map((profile) => span(profile, tail));
+  return [left, top, right, bottom];
+}
+
+/** Where the first and the last `tail` of a profile's mass end, as shares of its length. */
+function span(profile, tail) {
+  const total = profile.reduce((sum, value) => sum + value, 0), below = [0];
+  for (const value of profile) below.push(below.at(-1) + value / total);
+  const place = (mass) => {
+    const at = Math.min(below.findLastIndex((share) => share <= mass), profile.length - 1);
+    return (at + (mass - below[at]) / (below[at + 1] - below[at])) / profile.length;
+  };
+  return [place(tail), place(1 - tail)];
+}
+
+/** The part of a picture inside a box, to whole pixels. */
+export function cut({ data, width, height }, box) {
+  const left = Math.trunc(box[0] * width), top = Math.trunc(box[1] * height);
+  const right = Math.min(width, Math.max(round(box[2] * width + 0.5), left + 1));
+  const bottom = Math.min(height, Math.max(round(box[3] * height + 0.5), top + 1));
+  const out = new data.constructor((right - left) * (bottom - top));
+  for (let y = top; y < bottom; y++) {
+    out.set(data.subarray(y * width + left, y * width + right), (y - top) * (right - left));
+  }
+  return { data: out, width: right - left, height: bottom - top };
+}
+
+/** The picture cut to its lungs, a level being the share of lung that is darker. */
+export function lungView(picture, outline, box, { side, likely }) {
+  const view = cut(picture, box);
+  const mask = { data: Uint8Array.from(outline, (value) => (value >= likely ? 255 : 0)), width: side, height: side };
+  const inside = resize(cut(mask, box), view.width, view.height, BILINEAR);
+  const counts = histogramOf(view.data, (i) => inside[i] > 127).map((count) => count + 1e-3);
+  const total = counts.reduce((sum, count) => sum + count, 0), levels = [];
+  counts.reduce((seen, count, level) => ((levels[level] = round((seen + count - count / 2) * (255 / total))), seen + count), 0);
+  return { ...view, data: Uint8Array.from(view.data, (value) => levels[value]) };
+}
+
+/** A heat map of the view, put back into the frame of the whole picture; 0.5, neither for nor against, around it. */
+export function placed(heat, box, { side }) {
+  const [left, top] = box.slice(0, 2).map((edge) => Math.min(Math.trunc(edge * side), side - 1));
+  const right = Math.min(side, Math.max(round(box[2] * side), left + 1));
+  const bottom = Math.min(side, Math.max(round(box[3] * side), top + 1));
+  const fine = resize(heat, right - left, bottom - top, BILINEAR), data = new Float32Array(side * side).fill(0.5);
+  for (let y = top; y < bottom; y++) {
+    data.set(fine.subarray((y - top) * (right - left), (y - top + 1) * (right - left)), y * side + left);
+  }
+  return { data, width: side, height: side };
 }
 
 // --- the model -----------------------------------------------------------------------------------
@@ -207,8 +324,8 @@ export function readSafetensors(buffer) {
   return tensors;
 }
 
-/** How far guard features are beyond the limits, as the largest ratio to a limit: above 1 is refused. */
-export function excess(features, tensors, limits) {
+/** The guard's out-of-distribution score, as the largest ratio of a part of it to its limit: above 1 is refused. */
+export function outOfDistribution(features, tensors, limits) {
   const z = Array.from(features, (x, i) => (x - tensors.mean.data[i]) / tensors.scale.data[i]);
   const [kept, width] = tensors.basis.shape, basis = tensors.basis.data;
   const along = Array.from({ length: kept }, (_, k) => z.reduce((sum, x, i) => sum + x * basis[k * width + i], 0));
@@ -241,25 +358,38 @@ export class Model {
     model.config = await (await get("config.json")).json();
     model.screening = await (await get("screening.json")).json();
     model.guard = model.screening.guard ? readSafetensors(await (await get("guard.safetensors")).arrayBuffer()) : null;
-    const graph = await (await get("model.onnx")).arrayBuffer();
-    // the graph holds no weights: it reads them, by offset, from the file that every other loader opens
-    const weights = new Uint8Array(await (await get("model.safetensors")).arrayBuffer());
-    model.session = await ort.InferenceSession.create(graph, {
-      executionProviders: ["wasm"], logSeverityLevel: 3, externalData: [{ path: "model.safetensors", data: weights }],
+    // a graph holds no weights: it reads them, by offset, from the file that every other loader opens
+    const session = async (name, path) => ort.InferenceSession.create(await (await get(name)).arrayBuffer(), {
+      executionProviders: ["wasm"], logSeverityLevel: 3,
+      externalData: [{ path, data: new Uint8Array(await (await get(path)).arrayBuffer()) }],
     });
+    model.session = await session("model.onnx", "model.safetensors");
+    model.finder = model.screening.lungs ? await session("lungs.onnx", "lungs.safetensors") : null;
     return model;
   }
 
-  /** Judge a grey picture: {refused, excess} or {probability, excess, heat: {data, width, height}}. */
+  /** The outline (side, side) and box of the lungs in a picture; a box of null where there are none. */
+  async lungs(picture) {
+    const rules = this.screening.lungs;
+    const input = new this.ort.Tensor("float32", lungInput(picture, rules), [1, 1, rules.side, rules.side]);
+    const { outlines: { data } } = await this.finder.run({ pictures: input });
+    return { outline: data, box: boxOf(data, rules) };
+  }
+
+  /** Judge a grey picture: {refused, score} or {probability, score, heat: {data, width, height}}. */
   async judge(picture, limits) {
     if (isBlank(picture, limits)) return { refused: new Refused("reason_blank") };
+    const rules = this.screening.lungs, found = this.finder && (await this.lungs(picture));
+    if (found && !found.box) return { refused: new Refused("reason_no_lung") };
+    const isCut = found && this.screening.view === "lungs";
+    const view = isCut ? lungView(picture, found.outline, found.box, rules) : picture;
     const shape = [1, ...this.config.pretrained_cfg.input_size];
-    const input = new this.ort.Tensor("float32", pixels(picture, this.config), shape);
+    const input = new this.ort.Tensor("float32", pixels(view, this.config), shape);
     const { logits, heatmap, features } = await this.session.run({ [this.session.inputNames[0]]: input });
-    const far = this.guard ? excess(features.data, this.guard, this.screening.guard.limits) : 0;
-    if (far > 1) return { refused: new Refused("reason_foreign"), excess: far };
+    const score = this.guard ? outOfDistribution(features.data, this.guard, this.screening.guard.limits) : 0;
+    if (score > 1) return { refused: new Refused("reason_foreign"), score };
     const probability = 1 / (1 + Math.exp(logits.data[0] - logits.data[1]));
-    const [height, width] = heatmap.dims.slice(-2);
-    return { probability, excess: far, heat: { data: heatmap.data, width, height } };
+    const [height, width] = heatmap.dims.slice(-2), heat = { data: heatmap.data, width, height };
+    return { probability, score, heat: isCut ? placed(heat, found.box, rules) : heat };
   }
 }
