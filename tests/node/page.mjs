@@ -1,5 +1,7 @@
-// The static page's own code in Node, without a browser: one JSON line of answers for one JSON line of questions.
-// node page.mjs JUDGE < questions; JUDGE is judge.js under a name that ends in .mjs.
+// The static page's own code in Node, without a browser: a JSON line of answer for each JSON line of question; arrays in
+// base64.
+// node page.mjs JUDGE [RUNTIME] < questions; JUDGE is judge.js under a name that ends in .mjs, RUNTIME the folder of
+// onnxruntime-web.
 // A question names what is asked and gives its picture as {data: base64, width, height}; see tests/release/test_page_code.py.
 import { readFile } from "node:fs/promises";
 import path from "node:path";
@@ -11,6 +13,7 @@ const page = await import(pathToFileURL(judgeFile));
 const bytes = (text) => new Uint8Array(Buffer.from(text, "base64"));
 const picture = ({ data, width, height }) => ({ data: bytes(data), width, height });
 const floats = (values) => Float32Array.from(values);
+const encoded = ({ buffer, byteOffset, byteLength }) => Buffer.from(buffer, byteOffset, byteLength).toString("base64");
 const models = {};
 
 async function model(folder) {
@@ -22,17 +25,17 @@ async function model(folder) {
 }
 
 const answers = {
-  reduce: ({ picture: given, across, down }) => [...page.reduce(picture(given), across, down).data],
-  input: ({ picture: given, rules }) => [...page.lungInput(picture(given), rules)],
+  reduce: ({ picture: given, across, down }) => encoded(page.reduce(picture(given), across, down).data),
+  input: ({ picture: given, rules }) => encoded(page.lungInput(picture(given), rules)),
   box: ({ outline, rules }) => page.boxOf(floats(outline), rules),
   view: ({ picture: given, outline, box, rules }) => {
     const { data, width, height } = page.lungView(picture(given), floats(outline), box, rules);
-    return { data: [...data], width, height };
+    return { data: encoded(data), width, height };
   },
-  placed: ({ heat, box, rules }) => [...page.placed({ ...heat, data: floats(heat.data) }, box, rules).data],
+  placed: ({ heat, box, rules }) => encoded(page.placed({ ...heat, data: floats(heat.data) }, box, rules).data),
   judge: async ({ picture: given, folder, limits }) => {
     const { refused, probability, heat } = await (await model(folder)).judge(picture(given), limits);
-    return { refused: refused?.message ?? null, probability: probability ?? null, heat: heat ? [...heat.data] : null };
+    return { refused: refused?.message ?? null, probability: probability ?? null, heat: heat ? encoded(heat.data) : null };
   },
 };
 

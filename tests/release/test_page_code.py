@@ -16,7 +16,7 @@ from tests import static_page
 from train.release import space
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = ((128, 128), (129, 31), (640, 480), (767, 900), (1021, 769), (500, 2305), (3000, 40))
+SIZES = ((128, 128), (129, 31), (390, 300), (767, 790), (1021, 769), (40, 1153))
 """Up to 767 pixels a side nothing is averaged first; beyond, in one direction or both, with and without a rest."""
 
 
@@ -53,6 +53,10 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
 
 
+def decoded(answer: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(answer), np.float32)
+
+
 def told(image: Image.Image) -> dict[str, Any]:
     return {
         "data": base64.b64encode(image.tobytes()).decode(),
@@ -73,7 +77,7 @@ def outlines() -> dict[str, np.ndarray]:
 
 
 def test_blocks_are_averaged_as_pillow_does(ask):
-    images = [picture(size) for size in SIZES]
+    images = [picture(size) for size in SIZES[:3]]
     factors = [(1, 2), (3, 1), (2, 2), (3, 5), (7, 2)]
     questions = [
         {"asked": "reduce", "picture": told(image), "across": across, "down": down}
@@ -83,16 +87,14 @@ def test_blocks_are_averaged_as_pillow_does(ask):
     answers = iter(ask(questions))
     for image in images:
         for factor in factors:
-            assert next(answers) == list(image.reduce(factor).tobytes()), (image.size, factor)
+            assert base64.b64decode(next(answers)) == image.reduce(factor).tobytes(), (image.size, factor)
 
 
 def test_the_lung_network_is_shown_the_same(ask):
     images = [*(picture(size) for size in SIZES), Image.new("L", (300, 200), 7)]
     questions = [{"asked": "input", "picture": told(image), "rules": space.LUNG_RULES} for image in images]
     for image, answer in zip(images, ask(questions), strict=True):
-        np.testing.assert_array_equal(
-            np.array(answer, np.float32), lungs.network_input(image).ravel(), err_msg=str(image.size)
-        )
+        np.testing.assert_array_equal(decoded(answer), lungs.network_input(image).ravel(), str(image.size))
 
 
 def test_an_outline_is_read_the_same(ask):
@@ -119,7 +121,7 @@ def test_the_view_is_cut_and_levelled_the_same(ask):
     for (image, one), answer in zip(cases, ask(questions), strict=True):
         ours = lungs.seen(image, one)
         assert (answer["width"], answer["height"]) == ours.size
-        assert bytes(answer["data"]) == ours.tobytes(), image.size
+        assert base64.b64decode(answer["data"]) == ours.tobytes(), image.size
 
 
 def test_a_heat_map_is_put_back_the_same(ask):
@@ -130,7 +132,7 @@ def test_a_heat_map_is_put_back_the_same(ask):
          "rules": space.LUNG_RULES} for box in boxes
     ]  # fmt: skip
     for box, answer in zip(boxes, ask(questions), strict=True):
-        np.testing.assert_allclose(answer, lungs.placed(heat, box).ravel(), atol=1e-6)
+        np.testing.assert_allclose(decoded(answer), lungs.placed(heat, box).ravel(), atol=1e-6)
 
 
 def test_a_model_that_cuts_to_the_lungs_answers_as_in_python(ask, tmp_path):
@@ -146,7 +148,7 @@ def test_a_model_that_cuts_to_the_lungs_answers_as_in_python(ask, tmp_path):
         "film": film,
         "cropped": film.crop((20, 10, film.width - 15, film.height - 25)),
         "large": film.resize((film.width * 4, film.height * 4)),
-        "noise": picture((300, 300)).effect_spread(300),
+        "hand": Image.open(ROOT / "demo" / "examples" / "drawn_hand_refused.png").convert("L"),
     }
     screener = Screener.from_pretrained(run)
     limits = {"blank_deviation": space.BLANK_DEVIATION}
@@ -161,6 +163,6 @@ def test_a_model_that_cuts_to_the_lungs_answers_as_in_python(ask, tmp_path):
             assert shown["refused"] == f"reason_{ours.codes[0]}" and shown["probability"] is None, name
         else:
             assert shown["probability"] == pytest.approx(ours.probability, abs=1e-4), name
-            np.testing.assert_allclose(shown["heat"], np.ravel(ours.heat_map), atol=1e-3)
+            np.testing.assert_allclose(decoded(shown["heat"]), np.ravel(ours.heat_map), atol=1e-3)
     assert any(answer["probability"] is not None for answer in answers.values())
     assert any(answer["refused"] == "reason_no_lung" for answer in answers.values())
