@@ -24,7 +24,12 @@ LOSSLESS = (
     34925,
     50000,
 )  # TIFF compressions: none, LZW, deflate, PackBits, LZMA, Zstandard
-KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # TIFF SampleFormat -> numpy's kind of number
+NUMBERS = {
+    1: "u",
+    2: "i",
+    3: "f",
+    4: "u",
+}  # TIFF SampleFormat -> the letter by which numpy names such numbers
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -180,7 +185,7 @@ def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2, known: bool = True)
     if colour not in (0, 1, 2) or (plain and (exact or compression not in LOSSLESS)):
         return None
     channels = 3 if colour == 2 else 1
-    depth, kind = max(bits), KINDS.get(max(kinds), "")
+    depth, kind = max(bits), NUMBERS.get(max(kinds), "")
     whole = depth in (8, 16, 32, 64) if kind in ("u", "i") else kind == "f" and depth in (16, 32, 64)
     packed = kind == "u" and 8 < depth < 16 and samples == 1 and _first(tags, 317, 1) == 1
     if (

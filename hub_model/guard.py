@@ -26,16 +26,14 @@ NAMES = {"xray": "frontal chest X-rays", "ct": "axial chest CT slices"}
 
 
 @dataclass(frozen=True)
-class Guard:
-    """Limits and statistics of the training images.
+class Statistics:
+    """Describe the training pictures by what the network saw of them: the arrays of ``guard.safetensors``.
 
     Attributes:
         mean, scale: (D,) of the guard features.
         basis: (K, D) principal directions of the standardised features, orthonormal rows.
         deviation: (K,) standard deviations along them.
         foreign, bias: (D,) and () of the logistic score on standardised features.
-        limits: ``distance``, ``residual`` and ``foreign``; a value above one of them is refused.
-        modality: what the model reads.
     """
 
     mean: np.ndarray
@@ -44,19 +42,13 @@ class Guard:
     deviation: np.ndarray
     foreign: np.ndarray
     bias: np.ndarray
-    limits: dict[str, float]
-    modality: str
-
-    @classmethod
-    def of(cls, folder: HubFolder) -> "Guard | None":
-        """The guard of a hub folder; None where it has none (not evaluated yet)."""
-        if folder.guard is None:
-            return None
-        tensors = {name: tensor.astype(np.float32) for name, tensor in folder.guard.items()}
-        return cls(**tensors, limits=folder.screening["guard"]["limits"], modality=folder.modality)
 
     def scores(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Three distances from the training images for features (N, D): each (N,), larger is further out."""
+        """Measure how far features (N, D) lie from the training pictures, in three ways.
+
+        Returns:
+            ``distance``, ``residual`` and ``foreign``, each (N,); larger is further out.
+        """
         z = (features - self.mean) / self.scale
         projected = z @ self.basis.T
         inside = np.sqrt(np.square(projected / self.deviation).mean(1))
@@ -65,17 +57,40 @@ class Guard:
             foreign = 1 / (1 + np.exp(-(z @ self.foreign + self.bias)))
         return {"distance": inside, "residual": outside, "foreign": foreign}
 
+
+@dataclass(frozen=True)
+class Guard:
+    """Decide which pictures the model may judge.
+
+    Attributes:
+        statistics: of the training pictures.
+        limits: by name of a score (see `Statistics.scores`); a value above one of them is refused.
+        modality: what the model reads.
+    """
+
+    statistics: Statistics
+    limits: dict[str, float]
+    modality: str
+
+    @classmethod
+    def of(cls, folder: HubFolder) -> "Guard | None":
+        """Open the guard of a hub folder; None where it has none (not evaluated yet)."""
+        if folder.guard is None:
+            return None
+        tensors = {name: tensor.astype(np.float32) for name, tensor in folder.guard.items()}
+        return cls(Statistics(**tensors), folder.screening["guard"]["limits"], folder.modality)
+
     def out_of_distribution(self, features: np.ndarray) -> np.ndarray:
-        """Out-of-distribution scores (N,) of features (N, D): the largest ratio to a limit; above 1 is refused.
+        """Compute out-of-distribution scores (N,) of features (N, D): the largest ratio to a limit. Above 1 is refused.
 
         Features that are no finite numbers score infinity.
         """
-        scores = self.scores(features)
+        scores = self.statistics.scores(features)
         highest = np.max([scores[name] / limit for name, limit in self.limits.items()], axis=0)
         return np.where(np.isfinite(highest), highest, np.inf)
 
     def reason(self, score: float) -> Reason | None:
-        """Why a picture with this out-of-distribution score is refused; None where it may be judged."""
+        """Say why a picture with this out-of-distribution score is refused; None where it may be judged."""
         if score <= 1:
             return None
         text = (
@@ -88,7 +103,7 @@ class Guard:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Whether a grey picture shows nothing: its grey levels hardly deviate, outermost 2 % aside."""
+    """Say whether a grey picture shows nothing: its grey levels hardly deviate, outermost 2 % aside."""
     grey = np.asarray(image, np.float32)
     low, high = np.percentile(grey, [1, 99])
     return bool(np.clip(grey, low, high).std() < BLANK_DEVIATION)

@@ -51,9 +51,7 @@ def make_run(path: Path, modality: str = "ct", seed: int = 0) -> Path:
     tensors = _guard(features)
     limits = {
         name: 1.5 * float(value.max())
-        for name, value in guard.Guard(
-            **{name: tensor.numpy() for name, tensor in tensors.items()}, limits={}, modality=modality
-        )
+        for name, value in guard.Statistics(**{name: tensor.numpy() for name, tensor in tensors.items()})
         .scores(features.numpy())
         .items()
     }

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 README, CHECKPOINTS = ROOT / "README.md", ROOT / "hub_model" / "checkpoints"
 PLACE = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-KINDS = {"xray": "chest X-ray", "ct": "CT slice"}
+PICTURES = {"xray": "chest X-ray", "ct": "CT slice"}
 CHANCE = 0.5  # an AUROC
 
 
@@ -54,7 +54,7 @@ def models() -> str:
     rows, sentences = [], []
     for file in sorted(CHECKPOINTS.glob("*/evaluation.json"), reverse=True):
         evaluation = json.loads(file.read_text("utf-8"))
-        test, kind = evaluation["test"], KINDS[evaluation["modality"]]
+        test, kind = evaluation["test"], PICTURES[evaluation["modality"]]
         point, at = next(iter(test["at"].items()))
         figures = [interval(figure) for figure in (test["auroc"], at["sensitivity"], at["specificity"])]
         rows.append([f"{kind} (`{file.parent.name}`)", f"{test['n']} ({test['families']})", *figures])

@@ -32,7 +32,7 @@ from train.release import space
 
 TOLERANCE = 1e-4
 """Largest difference of a probability that is accepted: float32 sums in another order, over all layers."""
-KINDS = ("photograph", "drawing", "document", "screenshot", "noise", "negative")
+FOREIGN = ("photograph", "drawing", "document", "screenshot", "noise", "negative")
 PHANTOM = space.ROOT / "demo" / "examples" / "phantom_ct_1.png"
 
 
@@ -47,7 +47,7 @@ def samples(folder: Path, modality: str, count: int) -> list[tuple[str, str, byt
         found += [("real", f.name, f.read_bytes()) for f in draw.sample(files, min(count // 2, len(files)))]
     reals = [Image.open(io.BytesIO(content)).convert("L") for _, _, content in found[:20]]
     made = foreign.foreign_pictures(reals, modality, max(1, count // 30), seed=7, teaching=False)
-    for kind in KINDS:
+    for kind in FOREIGN:
         for number, picture in enumerate(made[kind]):
             stream = io.BytesIO()
             picture.save(stream, "PNG")

@@ -22,7 +22,7 @@ from PIL import Image
 from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder, lungs
 from hub_model.backends import View
 from hub_model.evidence import view
-from hub_model.guard import Guard, is_blank
+from hub_model.guard import Guard, Statistics, is_blank
 from hub_model.lung_net import LungNet
 from hub_model.refused import Reason
 from hub_model.screener import chosen, decide
@@ -145,9 +145,16 @@ def test_unreadable_blank_and_foreign_pictures_are_refused_with_a_reason(screene
 
 def test_guard_scores_by_hand():
     """Two features; the basis is the first axis: distance |z1| / deviation, residual rms of the rest."""
-    guard = Guard(np.zeros(2), np.ones(2), np.array([[1.0, 0.0]]), np.array([2.0]), np.array([0.0, 1.0]), np.array(0.0),
-                  {"distance": 1.0, "residual": 4.0, "foreign": 2.0}, "ct")  # fmt: skip
-    scores = guard.scores(np.array([[6.0, 4.0]]))
+    arrays = (
+        np.zeros(2),
+        np.ones(2),
+        np.array([[1.0, 0.0]]),
+        np.array([2.0]),
+        np.array([0.0, 1.0]),
+        np.array(0.0),
+    )
+    guard = Guard(Statistics(*arrays), {"distance": 1.0, "residual": 4.0, "foreign": 2.0}, "ct")
+    scores = guard.statistics.scores(np.array([[6.0, 4.0]]))
     assert float(scores["distance"][0]) == 3.0
     assert float(scores["residual"][0]) == pytest.approx(4 / 2**0.5)
     assert float(scores["foreign"][0]) == pytest.approx(1 / (1 + np.exp(-4)))

@@ -21,7 +21,7 @@ from train.measure import findings, guard, harmless, provenance
 from train.measure.audit import audit, coarse_only, inside_lungs, lungs_gone, lungs_only
 from train.measure.compare import compare
 from train.measure.evaluate import evaluate
-from train.measure.foreign import KINDS, foreign_pictures, kinds_for
+from train.measure.foreign import MAKERS, foreign_pictures, kinds_for
 from train.measure.predict import Predictions
 from train.measure.predict import run as run_network
 from train.release.card import card
@@ -302,7 +302,7 @@ def test_compare_puts_runs_in_one_table(evaluated, tmp_path):
         compare([tmp_path])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_foreign_pictures_are_seeded_and_differ_between_teaching_and_measuring(kind):
     real = Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 60)).astype(np.uint8))
 

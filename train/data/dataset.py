@@ -19,9 +19,9 @@ from . import split as split_code
 from .grouping import code_hash
 from .manifest import read_manifest
 from .prepare import prepare
-from .reading import fingerprint
+from .prepared import FORMAT, MANIFEST_FILE, SPLIT_FILE
+from .reading import input_hash
 from .split import LEAKING, RATIOS, SPLITS, prove_no_leak, split_hash
-from .writing import FORMAT, MANIFEST_FILE, SPLIT_FILE
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -111,7 +111,7 @@ def prepared_folder(
     jobs: int | None = None,
     allow_leak: bool = False,
 ) -> Path:
-    """The prepared folder behind training data: the one given, or that in the cache, made where it is not there.
+    """Find the prepared folder behind training data: the one given, or that in the cache, made where it is not there.
 
     Args:
         path_or_paths, modality, labels, jobs, allow_leak: see `open_data`.
@@ -127,14 +127,14 @@ def prepared_folder(
         return Path(places[0]).expanduser()
     rows = open_sources(places, modality, labels)
     settings = {key: usual if asked.get(key) is None else asked[key] for key, usual in USUAL.items()}
-    cached = _cache() / fingerprint(rows, {**settings, "code": code_hash(split_code)})[:32]
+    cached = _cache() / input_hash(rows, {**settings, "code": code_hash(split_code)})[:32]
     with FileLock(f"{cached}.lock"):  # whoever wants the same data at the same time waits for the first
         prepare(places, cached, modality, labels=labels, jobs=jobs, allow_leak=allow_leak, **settings)
     return cached
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` wrote this folder."""
+    """Say whether `prepare` wrote this folder."""
     return (folder / SPLIT_FILE).is_file() and (folder / MANIFEST_FILE).is_file()
 
 
@@ -227,7 +227,7 @@ def _open(folder: Path, modality: str | None, asked: Mapping[str, Any]) -> tuple
 
 
 def _origin(data: "DatasetDict", told: Mapping[str, Any]) -> Origin:
-    """What is known of opened data; `told` is the contents of `split.json`."""
+    """Collect what is known of opened data; `told` is the contents of `split.json`."""
     import datasets
 
     content, split = hashlib.sha256(), hashlib.sha256()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jinja2
 import numpy as np
@@ -31,8 +31,11 @@ from hub_model.whole import whole_folder
 from . import plots as data_plots
 from .dataset import is_prepared, load_data, prepared_folder
 from .manifest import read_manifest
+from .prepared import MANIFEST_FILE, SPLIT_FILE
 from .split import LEAKING, SPLITS
-from .writing import MANIFEST_FILE, SPLIT_FILE
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 FORMAT = 1
 SIDE = 128
@@ -72,7 +75,7 @@ class Tally:
     levels: np.ndarray = field(default_factory=lambda: np.zeros((len(LABELS), 256)))
     sums: np.ndarray = field(default_factory=lambda: np.zeros((len(LABELS), SIDE, SIDE)))
 
-    def add(self, image: Image.Image, **known) -> None:
+    def add(self, image: Image.Image, **known: Any) -> None:
         """Count one grey picture."""
         share = np.bincount(np.asarray(image).ravel(), minlength=256) / (image.width * image.height)
         self.levels[known["label"]] += share
@@ -166,7 +169,7 @@ def _check_place(out: Path) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def tally(data) -> dict[str, Tally]:
+def tally(data: "DatasetDict") -> dict[str, Tally]:
     """Read every picture of a `DatasetDict` once. Returns a `Tally` per modality."""
     found: dict[str, Tally] = {}
     total = sum(len(part) for part in data.values())
@@ -176,14 +179,14 @@ def tally(data) -> dict[str, Tally]:
     return {name: found[name] for name in MODALITIES if name in found}
 
 
-def _rows(data) -> Iterator[dict]:
-    """All rows with their split; pictures stay encoded."""
+def _rows(data: "DatasetDict") -> Iterator[dict]:
+    """Yield all rows with their split; pictures stay encoded."""
     for name in SPLITS:
         for row in _encoded(data[name]):
             yield {**row, "split": name}
 
 
-def _encoded(split):
+def _encoded(split: "Dataset") -> "Dataset":
     import datasets
 
     return split.cast_column("image", datasets.Image(decode=False))
@@ -193,8 +196,8 @@ def _grey(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("L")
 
 
-def choose(tallies: Mapping[str, Tally], data, count: int, seed: int) -> dict[str, list]:
-    """Example pictures of the training split: per modality a row per class, each picture of another family."""
+def choose(tallies: Mapping[str, Tally], data: "DatasetDict", count: int, seed: int) -> dict[str, list]:
+    """Choose examples from the training split: per modality a row per class, each picture of another family."""
     train = _encoded(data["train"])
     columns = {name: np.array(train[name]) for name in ("modality", "label", "family", "source")}
     order = np.random.default_rng(seed).permutation(len(train))
@@ -222,7 +225,7 @@ def _small(content: bytes) -> Image.Image:
 
 
 def summary(found: Tally) -> dict:
-    """The numbers of one modality."""
+    """Work out the numbers of one modality."""
     labels, split, source = found["label"], found["split"], found["source"]
     shortest = np.minimum(found["width"], found["height"])
     return {
@@ -252,7 +255,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def cramers_v(source: np.ndarray, labels: np.ndarray) -> float | None:
-    """How far the source tells the label: 0 not at all, 1 always; None for one source or one class.
+    """Measure how far the source tells the label: 0 not at all, 1 always; None for one source or one class.
 
     Cramér 1946, Mathematical Methods of Statistics, page 282.
     """
@@ -263,7 +266,7 @@ def cramers_v(source: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def cue(labels: np.ndarray, values: np.ndarray) -> float | None:
-    """AUROC with which one number alone tells the label, in the better direction; None for one class."""
+    """Measure how well one number alone tells the label: AUROC in the better direction; None for one class."""
     from sklearn.metrics import roc_auc_score
 
     if len(set(labels.tolist())) < 2:
@@ -273,7 +276,7 @@ def cue(labels: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def family_figures(tallies: Mapping[str, Tally]) -> dict:
-    """Families of copies and patients over all modalities: how many, how large, how many in two splits."""
+    """Count families of copies and patients over all modalities: how many, how large, how many in two splits."""
     members: Counter[str] = Counter()
     homes: dict[str, set[str]] = {}
     for found in tallies.values():
@@ -290,7 +293,7 @@ def family_figures(tallies: Mapping[str, Tally]) -> dict:
 
 
 def prepared(folder: Path) -> dict:
-    """What a prepared folder says of itself: its split and its leak report."""
+    """Read what a prepared folder records: its split and its leak report."""
     told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
     leaks = json.loads((folder / "leak_report.json").read_text("utf-8"))
     return {
@@ -304,13 +307,15 @@ def prepared(folder: Path) -> dict:
 
 
 def left_out(folder: Path) -> dict[str, int]:
-    """Why files are in no split, and how many: masks, lateral views, files that cannot be read, other labels ..."""
+    """Count the files that are in no split, by reason: masks, lateral views, files that cannot be read, other labels
+    ...
+    """
     reasons = Counter(entry.refused for entry in read_manifest(folder / MANIFEST_FILE) if entry.refused)
     return dict(reasons.most_common())
 
 
 def warnings(report: Mapping) -> list[str]:
-    """What to know before trusting a score on this data, the gravest first."""
+    """List what to know before trusting a score on this data, the gravest first."""
     found = []
     told = report["prepared"]
     if (told and told["split"]["leaking"]) or report["families"]["crossing"]:
@@ -380,7 +385,7 @@ def draw(tallies: Mapping[str, Tally], chosen: Mapping[str, list], folder: Path)
 
 
 def render(report: Mapping, drawn: Mapping[str, Path]) -> str:
-    """The page, from the report's numbers and the drawn pictures alone."""
+    """Render the page from the report's numbers and the drawn pictures alone."""
     pictures = {
         name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
         for name, path in drawn.items()

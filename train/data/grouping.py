@@ -23,7 +23,7 @@ from .reading import column_of
 
 @cache
 def code_hash(*modules: ModuleType) -> str:
-    """SHA-256 of the code that finds look-alikes, and of some modules: what another version made is not used again."""
+    """Hash (SHA-256) the code that finds look-alikes, and some modules: what another version made is not used again."""
     code = b"".join(Path(module.__file__).read_bytes() for module in (families, *modules))
     return hashlib.sha256(code).hexdigest()
 
@@ -58,7 +58,7 @@ def group(entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, look: 
 def _look_alikes(
     entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, modality: str, jobs: int
 ) -> list[str]:
-    """A family name per picture of one modality."""
+    """Find a family name for each picture of one modality."""
     known = _names([[*entry.known, f"pixels {entry.pixels}"] for entry in entries])
     told = json.dumps([code_hash(), [entry.pixels for entry in entries], known])
     result = folder / f"families-{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
@@ -84,7 +84,7 @@ def _look_alikes(
 
 
 def _names(tokens: Sequence[Sequence[str]]) -> list[str]:
-    """One name per item; equal where items share a token, directly or through others."""
+    """Name each item; names are equal where items share a token, directly or through others."""
     names = [""] * len(tokens)
     for number, members in enumerate(joined(tokens)):
         for index in members:

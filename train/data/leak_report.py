@@ -21,7 +21,7 @@ TILE = 112
 
 
 def families_of(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Pictures by family, the largest family first."""
+    """List pictures by family, the largest family first."""
     members: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.family:
@@ -32,7 +32,7 @@ def families_of(entries: Iterable[Entry]) -> list[list[Entry]]:
 
 
 def leak_report(entries: Sequence[Entry], settings: Mapping) -> dict:
-    """Families, their sizes, their contradictions, and a random split of the very same pictures.
+    """Report families, their sizes, their contradictions, and a random split of the very same pictures.
 
     Args:
         entries: all pictures read; those in a split and those dropped for contradictory labels count.
@@ -92,7 +92,7 @@ def _named(entry: Entry) -> dict[str, str]:
 
 
 def contact_sheet(pictures: Mapping[str, bytes], families: Sequence[Sequence[Entry]]) -> Image.Image:
-    """A row per family, its pictures side by side: seen at once are copies, and what was joined wrongly.
+    """Draw a row per family, its pictures side by side: copies are seen at once, and what was joined wrongly.
 
     Args:
         pictures: encoded pictures by family and path, of `sheet_entries`.
@@ -114,5 +114,5 @@ def contact_sheet(pictures: Mapping[str, bytes], families: Sequence[Sequence[Ent
 
 
 def sheet_entries(families: Sequence[Sequence[Entry]]) -> list[Entry]:
-    """The entries whose pictures `contact_sheet` needs."""
+    """Choose the entries whose pictures `contact_sheet` needs."""
     return [entry for family in families[:LARGEST] for entry in family[:SHOWN]]

@@ -52,7 +52,7 @@ class Entry:
 
     @classmethod
     def of(cls, row: Row, **more: object) -> "Entry":
-        """The entry of a row, before it is read."""
+        """Begin the entry of a row, before it is read."""
         given = (row.source, row.path, row.label, row.modality, row.known, row.official_split)
         return cls(*given, refused=row.skipped, **more)
 
@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> list[Entry]:
 
 
 def counts(placed: Sequence[Entry]) -> dict[str, dict[str, dict[str, int]]]:
-    """Pictures per modality, split and class."""
+    """Count pictures per modality, split and class."""
     found: dict = {}
     for entry in placed:
         splits = found.setdefault(entry.modality, {split: dict.fromkeys(LABELS, 0) for split in SPLITS})

@@ -119,7 +119,7 @@ def outline(
 
 
 def further(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
-    """Name, from the folder's own on, and grey picture of every readable file below some folders."""
+    """Yield the name, from the folder's own on, and the grey picture of every readable file below some folders."""
     for folder in folders:
         for file in sorted(p for p in folder.resolve().rglob("*") if p.is_file()):
             try:
@@ -129,7 +129,7 @@ def further(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
 
 
 def outline_of(grey: np.ndarray) -> Outline | None:
-    """Lungs of one slice, (H, W) uint8; None where no large dark piece lies inside the body."""
+    """Outline the lungs of one slice, (H, W) uint8; None where no large dark piece lies inside the body."""
     small = _small(grey)
     padded = np.pad(small, 6)
     inside = padded[padded > BACKGROUND]
@@ -147,7 +147,7 @@ def outline_of(grey: np.ndarray) -> Outline | None:
 
 
 def is_lungless(grey: np.ndarray) -> bool:
-    """Whether next to nothing inside the body is dark, as in slices of the liver."""
+    """Say whether next to nothing inside the body is dark, as in slices of the liver."""
     small = _small(grey)
     inside = small[small > BACKGROUND]
     if inside.size < 2000 or inside.min() == inside.max():
@@ -159,7 +159,7 @@ def is_lungless(grey: np.ndarray) -> bool:
 
 
 def _between(levels: np.ndarray) -> float:
-    """Otsu's threshold, in the middle of the valley where that is empty."""
+    """Find Otsu's threshold, moved to the middle of the valley where that is empty."""
     threshold = threshold_otsu(levels)
     return (levels[levels <= threshold].mean() + levels[levels > threshold].mean()) / 2
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
@@ -15,7 +16,7 @@ CUT = 98.0
 
 
 def grey_levels(shares: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Figure:
-    """Distribution of grey levels per class; black and white are said in words, as their bars leave the axis.
+    """Draw the distribution of grey levels per class; black and white are given in words, as their bars leave the axis.
 
     Args:
         shares: per class 256 shares of pixels, averaged over pictures, adding up to 1.
@@ -34,7 +35,7 @@ def grey_levels(shares: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> 
 
 
 def mean_pictures(means: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Figure:
-    """The mean picture of each class, and their difference where both are there.
+    """Draw the mean picture of each class, and their difference where both are there.
 
     Args:
         means: per class (side, side), 0 to 255.
@@ -59,7 +60,7 @@ def mean_pictures(means: Mapping[str, np.ndarray], counts: Mapping[str, int]) ->
 
 
 def sizes(width: np.ndarray, height: np.ndarray, labels: np.ndarray) -> Figure:
-    """Width against height of every picture, by class.
+    """Draw width against height of every picture, by class.
 
     Args:
         width, height: pixels.
@@ -85,7 +86,7 @@ def sizes(width: np.ndarray, height: np.ndarray, labels: np.ndarray) -> Figure:
 
 
 def splits(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Pictures per split and class, side by side.
+    """Draw the pictures per split and class, side by side.
 
     Args:
         counts: split -> class -> pictures.
@@ -104,7 +105,7 @@ def splits(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def examples(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> Figure:
-    """Example pictures, one row per class.
+    """Draw example pictures, one row per class.
 
     Args:
         rows: title of the row, and its pictures with a caption each.
@@ -123,7 +124,7 @@ def examples(rows: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> F
     return figure
 
 
-def _axes(title: str, x: str, y: str, size: tuple[float, float]):
+def _axes(title: str, x: str, y: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size)
     axes = figure.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)

@@ -31,9 +31,9 @@ from hub_model.hub_folder import LABELS
 from .grouping import code_hash, group
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, write_manifest
-from .reading import column_of, entries_of, fingerprint, read_all
+from .prepared import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
+from .reading import column_of, entries_of, input_hash, read_all
 from .split import LEAKING, RATIOS, SPLITS, assign_splits, check_split, prove_no_leak
-from .writing import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 
 SMALL = 256
 """Pictures for which starting further processes does not pay."""
@@ -91,7 +91,7 @@ def prepare(
     _check(settings, allow_leak)
     rows = _ordered(open_sources(sources, modality, labels, zip_limit))
     _check_classes([row for row in rows if row.skipped is None])
-    settings["inputs"] = fingerprint(rows, settings)
+    settings["inputs"] = input_hash(rows, settings)
     if _is_finished(out, settings["inputs"]):
         _say(f"{out}: was prepared before from the same files")
         return out
@@ -147,7 +147,7 @@ def _check(settings: Mapping, allow_leak: bool) -> None:
 
 
 def _is_finished(out: Path, inputs: str) -> bool:
-    """Whether this very data set is there already.
+    """Say whether this very data set is there already.
 
     Raises:
         DataRefused: something else is there.
@@ -249,7 +249,7 @@ def _is_unreadable(entry: Entry) -> bool:
 
 
 def _tell(out: Path, entries: Sequence[Entry], split: str) -> None:
-    """A line for whoever started it; nothing is left out in silence."""
+    """Print one line of result; nothing is left out in silence."""
     placed = [entry for entry in entries if entry.split]
     sizes = Counter(entry.split for entry in placed)
     left_out = Counter(

@@ -1,5 +1,4 @@
-"""Reads every picture of a collection once, in chunks that are files: a killed run does not redo finished
-ones."""
+"""Read every picture of a collection once, in chunks that are files: a killed run does not redo finished ones."""
 
 import hashlib
 import io
@@ -8,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from rich.console import Console
@@ -23,6 +23,9 @@ from hub_model.images import ACCEPTED, read_image
 from .families import describe
 from .manifest import Entry
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 FORMAT = 3
 CHUNK = 64
 """Pictures per unit of resumable work."""
@@ -33,8 +36,8 @@ HELD = 8
 FOUND = ("sha256", "pixels", "bytes", "width", "height", "mode", "flat", "refused")
 
 
-def fingerprint(rows: Sequence[Row], settings: Mapping) -> str:
-    """SHA-256 over files (names, sizes, times), what their collections say of them, and the settings."""
+def input_hash(rows: Sequence[Row], settings: Mapping) -> str:
+    """Hash (SHA-256) the files' names, sizes and times, what their collections say of them, and the settings."""
     told = [
         (row.source, row.path, row.stamp, row.label, row.modality, row.known, row.official_split, row.skipped)
         for row in rows
@@ -59,7 +62,7 @@ def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1
     from joblib.externals.loky import get_reusable_executor
 
     units = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    targets = [folder / f"{fingerprint(unit, settings)[:32]}.parquet" for unit in units]
+    targets = [folder / f"{input_hash(unit, settings)[:32]}.parquet" for unit in units]
     todo = [(unit, target) for unit, target in zip(units, targets, strict=True) if not target.exists()]
     left = sum(len(unit) for unit, _ in todo)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -75,7 +78,7 @@ def read_all(rows: Sequence[Row], folder: Path, settings: Mapping, jobs: int = 1
 
 
 def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
-    """What was found out about every picture, in the order of `rows`."""
+    """Collect what was found out about every picture, in the order of `rows`."""
     import pyarrow.parquet as pq
 
     entries: list[Entry] = []
@@ -112,12 +115,12 @@ def column_of(entries: Sequence[Entry], chunks: Sequence[Path], column: str) -> 
 
 
 def _loaded(rows: Sequence[Row]) -> list[Row]:
-    """Rows as another process can read them: cells of a data set become bytes here."""
+    """Make rows that another process can read: cells of a data set become bytes here."""
     return [replace(row, ref=_cell_bytes(row.ref)) if isinstance(row.ref, Cell) else row for row in rows]
 
 
 def _cell_bytes(cell: Cell) -> bytes:
-    """Empty where there is nothing: an empty file is refused with its reason like any other."""
+    """Give the bytes of a cell; none where it is empty, so that it is refused with its reason like any file."""
     try:
         return read_bytes(cell)
     except OSError:
@@ -137,7 +140,7 @@ def _read_chunk(rows: Sequence[Row], target: Path, settings: Mapping) -> int:
     return len(rows)
 
 
-def _chunk_schema():
+def _chunk_schema() -> "pa.Schema":
     import pyarrow as pa
 
     types = {
@@ -152,7 +155,7 @@ def _chunk_schema():
 
 
 def _record(row: Row, settings: Mapping) -> dict:
-    """Everything the rest needs to know of one file; a file that cannot be read is a record with a reason."""
+    """Read one file and record everything the rest needs of it; one that cannot be read is a record with a reason."""
     record: dict = {"patient": []}
     try:
         content = read_bytes(row.ref)

@@ -65,7 +65,7 @@ def build(
     mean: float | None = None,
     std: float | None = None,
 ) -> Network:
-    """A network with a three-channel stem and two logits.
+    """Build a network with a three-channel stem and two logits.
 
     Args:
         variant: covid_cnn_* or a timm name, with a tag (`resnet18.a1_in1k`) or without.
@@ -124,7 +124,7 @@ def _create(variant: str, pretrained: bool, model_args: dict) -> nn.Module:
 
 @torch.no_grad()
 def _probe(model: nn.Module, variant: str, input_size: list[int]) -> None:
-    """Refuses a network that cannot take such pictures, gives no map (N, C, h, w) or has no last layer."""
+    """Refuse a network that cannot take such pictures, gives no map (N, C, h, w) or has no last layer."""
     trained = model.training
     try:
         features = model.eval().forward_features(torch.zeros(1, *input_size))
@@ -149,7 +149,7 @@ def _probe(model: nn.Module, variant: str, input_size: list[int]) -> None:
 
 
 def load_init(model: nn.Module, file: str | Path) -> None:
-    """Loads every tensor but the classifier's from a safetensors file, or none at all.
+    """Load every tensor but the classifier's from a safetensors file, or none at all.
 
     Args:
         model: The network; its classifier keeps its fresh weights.

@@ -114,7 +114,7 @@ def read_unlabelled(
     copies: int = 0,
     seed: int = 0,
 ) -> Images:
-    """As `read_images`, of grey pictures that nobody labelled: label -1, and targets that say nothing yet."""
+    """Read grey pictures without labels, as `read_images` does: label -1, and targets that say nothing yet."""
     shown = track(pictures, "reading unlabelled", transient=True)
     count = len(pictures)
     pixels, changed = _looks(shown, count, transform, pretrained_cfg, copies, [seed, UNLABELLED])
@@ -126,7 +126,7 @@ def read_unlabelled(
 
 
 def join(one: Images, other: Images) -> Images:
-    """The pictures of both, in order; what an expert made of them is not kept."""
+    """Join two sets of images, in order; what an expert made of them is not kept."""
     tensors = (
         torch.cat([getattr(one, name), getattr(other, name)])
         for name in ("pixels", "labels", "targets", "copies")
@@ -144,7 +144,9 @@ def _looks(
     copies: int,
     seed: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grey pictures as the network is shown them (N, 1, H, W), and changed copies of each (N, K, 1, H, W); uint8."""
+    """Make grey pictures as the network is shown them, (N, 1, H, W), and changed copies of each, (N, K, 1, H, W);
+    uint8.
+    """
     size = tuple(pretrained_cfg["input_size"][1:])
     pixels = torch.empty((count, 1, *size), dtype=torch.uint8)
     changed = torch.empty((count, copies, 1, *size), dtype=torch.uint8)

@@ -64,7 +64,7 @@ def with_teachers(
 
 
 def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Image]) -> torch.Tensor:
-    """(n, 2) float32: the mean of what the teachers say of each picture."""
+    """Average the probabilities that the teachers give each picture, (n, 2) float32."""
     each = [
         expit(run(teacher, track(pictures, f"teacher {teacher.path.name}", transient=True))[0])
         for teacher in teachers
@@ -74,7 +74,8 @@ def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Imag
 
 
 def unlabelled_pictures(folders: Sequence[Path], finder: lungs.LungFinder | None = None) -> list[Image.Image]:
-    """The grey pictures in some folders, folder by folder in the order of their names; other files are passed over.
+    """Read the grey pictures in some folders, folder by folder in the order of their names; other files are passed
+    over.
 
     Args:
         folders: searched to any depth.

@@ -68,7 +68,7 @@ def load_expert(file: Path) -> Expert:
 
 @torch.inference_mode()
 def ask(expert: Expert, pixels: torch.Tensor, bf16: bool) -> np.ndarray:
-    """What the expert makes of pictures (N, 1, H, W) uint8: (N, 1536) float16."""
+    """Ask the expert for features of pictures (N, 1, H, W) uint8: (N, 1536) float16."""
     rows = []
     for some in track(pixels.split(16), "asking the expert", transient=True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

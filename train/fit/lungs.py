@@ -57,6 +57,7 @@ class Outlined:
         self.families: list[str] = []
 
     def add(self, picture: Image.Image, outline: Image.Image | None, name: str, family: str) -> None:
+        """Add a picture with its outline, white where lung is; None for a picture without lungs."""
         self.pictures.append(_square(picture))
         empty = np.zeros((STORED, STORED), np.uint8)
         self.outlines.append(empty if outline is None else _square(outline))

@@ -166,11 +166,13 @@ class Settings:
         return parsed
 
     def as_json(self) -> dict[str, Any]:
-        """Every setting by name, in the types that JSON knows."""
+        """Give every setting by name, in the types that JSON knows."""
         return json.loads(json.dumps({**asdict(self), "model_args": self.network_arguments}, default=str))
 
     def portable(self) -> dict[str, Any]:
-        """As `as_json`, but of the places on this machine only the last name; names on the Hub stay whole."""
+        """Give the settings as `as_json` does, but only the last name of places on this machine; names on the Hub stay
+        whole.
+        """
         told = self.as_json()
         places = {
             name: [_last_name(place) for place in told[name]]
@@ -186,12 +188,12 @@ CHANGES = ("epochs", "batch", "learning_rate", "input_size", "augment")
 
 
 def default_recipe(variant: str, transfer: bool) -> str:
-    """The recipe of a variant that none was named for: its own, or one of the two for stock backbones."""
+    """Choose the recipe of a variant that none was named for: its own, or one of the two for stock backbones."""
     return variant if variant in RECIPES else "transfer" if transfer else "scratch"
 
 
 def choose_recipe(name: str | None, variant: str, transfer: bool, **changes: float | str | None) -> Recipe:
-    """The row of `RECIPES`, with the changes that are not None.
+    """Take a row of `RECIPES`, with the changes that are not None.
 
     Args:
         name: of the row; None takes the variant's own.

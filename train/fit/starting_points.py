@@ -57,7 +57,7 @@ def start(
 
 
 def resnetv2_args(blocks: int) -> dict:
-    """model_args of the first three stages of ResNet50-v2, the third cut after ``blocks`` of its six blocks."""
+    """Give model_args of the first three stages of ResNet50-v2, the third cut after ``blocks`` of its six blocks."""
     return {"layers": [3, 4, blocks], "channels": [256, 512, 1024], "stem_chs": WIDE_STEM}
 
 

@@ -81,12 +81,12 @@ def steady_head(
 
 
 def beside(looks: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """(N, L, D + E): features (N, L, D) of looks, and beside those of each look what an expert (N, E) told of it."""
+    """Set what an expert (N, E) told of each picture beside the features (N, L, D) of its looks: (N, L, D + E)."""
     return np.concatenate([looks, np.repeat(told[:, None], looks.shape[1], 1)], 2)
 
 
 def _folds(families: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) fold of each picture, families whole."""
+    """Deal whole families into folds at random. Returns the fold of each picture, (N,)."""
     names, place = np.unique(families, return_inverse=True)
     return np.random.default_rng(seed).permutation(len(names))[place] % FOLDS
 
@@ -95,7 +95,7 @@ def _folds(families: np.ndarray, seed: int) -> np.ndarray:
 def features_of_looks(
     network: torch.nn.Module, images: Images, pretrained_cfg: dict, bf16: bool = False
 ) -> np.ndarray:
-    """What the head sees of each picture and its copies, (N, 1 + K, D) float16."""
+    """Compute what the head sees of each picture and its copies, (N, 1 + K, D) float16."""
     network.eval()
     rows = []
     for some in track(torch.arange(len(images)).split(8), "fitting the head", transient=True):
@@ -126,7 +126,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Moments":
-        """Moments of pictures with features (N, L, D)."""
+        """Sum up pictures with features (N, L, D)."""
         looks = features.astype(np.float64)
         middles = looks.mean(1)
         apart = (looks - middles[:, None]).reshape(-1, looks.shape[2])
@@ -145,7 +145,7 @@ class Moments:
 def solve(
     groups: Mapping[tuple[int, str], Moments], *, steady: float, blind: float, ridge: float
 ) -> tuple[np.ndarray, float]:
-    """The head for groups of pictures, by label and source. Both labels count alike; within a label, every source.
+    """Fit the head to groups of pictures, by label and source. Both labels count alike; within a label, every source.
 
     Args:
         groups: (label, source) -> moments of those pictures.
@@ -189,7 +189,7 @@ def fit_steady(
     blind: float,
     ridge: float,
 ) -> tuple[np.ndarray, float]:
-    """As `solve`, from features (N, L, D) of L looks of each of N pictures, labels (N,) 0 or 1 and sources (N,)."""
+    """Fit the head, as `solve`, to features (N, L, D) of L looks of N pictures, labels (N,) 0 or 1, sources (N,)."""
     groups = {
         (label, source): Moments.of(features[(labels == label) & (sources == source)])
         for label in (0, 1)

@@ -166,7 +166,7 @@ class RecipeTrainer(Trainer):
 
 
 def distance(logits: torch.Tensor, targets: torch.Tensor, in_odds: bool) -> torch.Tensor:
-    """How far logits (N, 2) are from targets (N, 2), as a mean over pictures.
+    """Measure how far logits (N, 2) are from targets (N, 2), as a mean over pictures.
 
     Cross-entropy, or, with `in_odds`, the Huber distance of the log-odds (1 from its quadratic part on). Cross-entropy
     hardly minds what becomes of an answer that is nearly certain; where copies of a picture shall get the same answer
@@ -246,6 +246,7 @@ class Complete(TrainerCallback):
 
     @property
     def seconds(self) -> float:
+        """Give the seconds of training so far, those before a resumption counted in."""
         return round(self.earlier + time.monotonic() - self.started, 1)
 
     def on_save(
@@ -278,6 +279,7 @@ class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
         return control
 
     def state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps of it."""
         return {
             "args": {"min_delta": self.min_delta, "patience": self.patience},
             "attributes": {"best": self.best, "waited": self.waited},

@@ -45,17 +45,17 @@ CHANGED_PLOT = "harmless_changes"
 
 
 def lungs_gone(image: Image.Image, inside: Image.Image) -> Image.Image:
-    """The picture with its lungs blacked out; `inside` is white where they are."""
+    """Black out the lungs of a picture; `inside` is white where they are."""
     return Image.composite(Image.new("L", image.size, 0), image, inside)
 
 
 def lungs_only(image: Image.Image, inside: Image.Image) -> Image.Image:
-    """The picture with everything but its lungs blacked out."""
+    """Black out everything but the lungs of a picture."""
     return Image.composite(image, Image.new("L", image.size, 0), inside)
 
 
 def coarse_only(image: Image.Image, inside: Image.Image) -> Image.Image:
-    """What is left of the picture in 16 x 16 pixels."""
+    """Leave of the picture what 16 x 16 pixels hold."""
     return image.resize((COARSE, COARSE), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
 
 
@@ -64,7 +64,7 @@ CHANGED = {change.__name__: change for change in (lungs_gone, lungs_only, coarse
 
 
 def inside_lungs(image: Image.Image, finder: lungs.LungFinder | None) -> tuple[Image.Image, bool]:
-    """Mask (mode "1") where the lungs of a grey picture are, a rim around them included, and say if they were found.
+    """Mask the lungs of a grey picture (mode "1"), a rim around them included, and say if they were found.
 
     Where there is no network that finds lungs, or it finds none, the middle of the picture stands for them.
     """

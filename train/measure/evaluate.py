@@ -15,6 +15,7 @@ from hub_model.check import calibration
 from hub_model.refused import Refused
 from hub_model.screener import INCONCLUSIVE, decide
 
+from ..data.dataset import Origin
 from . import findings as finding
 from . import guard as guarding
 from . import plots
@@ -69,22 +70,8 @@ def evaluate(
     test = everything.only(everything.answered)
     rows = parts["test"].select(np.flatnonzero(everything.answered))
     result = {
-        "format": hub_folder.FORMAT,
-        "modality": folder.modality,
-        "architecture": folder.config["architecture"],
-        "parameters": sum(p.numel() for p in folder.model.parameters()),
-        "weights_sha256": folder.screening["weights_sha256"],
+        **_about(folder, parts, origin),
         "test_scored": before + 1,
-        "data": {
-            **{
-                key: getattr(origin, key)
-                for key in ("data_sha256", "split_sha256", "split", "seed", "families")
-            },
-            "leaks": origin.leaking,
-            "counts": _counts(parts),
-        },
-        "temperature": folder.screening["temperature"],
-        "bias": folder.screening["bias"],
         "validation": _scored(validation, points, seed),
         "test": {
             **_scored(test, points, seed),
@@ -100,6 +87,25 @@ def evaluate(
     plots.draw_all(folder, validation, test, rows)
     hub_folder.write_json(folder.path / hub_folder.EVALUATION, result)
     return result
+
+
+def _about(folder: hub_folder.HubFolder, parts: "DatasetDict", origin: Origin) -> dict[str, Any]:
+    """Say which network was evaluated, how it was calibrated, and on which data."""
+    of_data = ("data_sha256", "split_sha256", "split", "seed", "families")
+    return {
+        "format": hub_folder.FORMAT,
+        "modality": folder.modality,
+        "architecture": folder.config["architecture"],
+        "parameters": sum(p.numel() for p in folder.model.parameters()),
+        "weights_sha256": folder.screening["weights_sha256"],
+        "data": {
+            **{name: getattr(origin, name) for name in of_data},
+            "leaks": origin.leaking,
+            "counts": _counts(parts),
+        },
+        "temperature": folder.screening["temperature"],
+        "bias": folder.screening["bias"],
+    }
 
 
 def _earlier(path: Path, again: bool) -> int:

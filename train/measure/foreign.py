@@ -85,7 +85,7 @@ def document(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Ima
 
 
 def screenshot(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """A viewer's window with tool bars and writing around a small copy of the picture."""
+    """Draw a viewer's window with tool bars and text around a small copy of the picture."""
     grounds = ((250, 230), (240, 210), (60, 90)) if teaching else ((255, 200), (225, 245), (35, 70))
     ground, bar = grounds[rng.integers(3)]
     picture = Image.new("L", (int(SIDE * 1.4), SIDE), ground)
@@ -106,7 +106,7 @@ def screenshot(rng: np.random.Generator, real: Image.Image, teaching: bool) -> I
 
 
 def noise(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """White or smoothed noise, a gradient, or the picture's own pixels shuffled."""
+    """Make white or smoothed noise, a gradient, or the picture's own pixels shuffled."""
     kind = rng.integers(4)
     if kind == 0:
         values = rng.integers(0, 256, (SIDE, SIDE))
@@ -121,21 +121,22 @@ def noise(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.
 
 
 def lying(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """The picture turned by a quarter to either side."""
+    """Turn the picture by a quarter to either side."""
     return real.transpose(Image.Transpose.ROTATE_90 if rng.random() < 0.5 else Image.Transpose.ROTATE_270)
 
 
 def upside_down(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
+    """Turn the picture by half."""
     return real.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
 
 
 def negative(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """Black and white exchanged."""
+    """Exchange black and white."""
     return ImageOps.invert(real)
 
 
 def fragment(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Image.Image:
-    """A small detail (a quarter of the sides, or less) blown up."""
+    """Blow up a small detail (a quarter of the sides, or less)."""
     part = rng.uniform(0.12, 0.25)
     width, height = max(8, int(real.width * part)), max(8, int(real.height * part))
     left, top = int(rng.integers(real.width - width + 1)), int(rng.integers(real.height - height + 1))
@@ -143,7 +144,7 @@ def fragment(rng: np.random.Generator, real: Image.Image, teaching: bool) -> Ima
 
 
 Maker = Callable[[np.random.Generator, Image.Image, bool], Image.Image]
-KINDS: dict[str, Maker] = {
+MAKERS: dict[str, Maker] = {
     make.__name__: make
     for make in (photograph, drawing, document, screenshot, noise, lying, upside_down, negative, fragment)
 }
@@ -152,8 +153,8 @@ TURNED = {"lying", "upside_down"}
 
 
 def kinds_for(modality: str) -> dict[str, Maker]:
-    """The kinds that a model of this modality has to refuse."""
-    return {name: make for name, make in KINDS.items() if modality == "xray" or name not in TURNED}
+    """List the kinds that a model of this modality has to refuse."""
+    return {name: make for name, make in MAKERS.items() if modality == "xray" or name not in TURNED}
 
 
 def foreign_pictures(
@@ -173,6 +174,6 @@ def foreign_pictures(
         for _ in range(count):
             yield make(rng, reals[rng.integers(len(reals))], teaching)
 
-    seeds = np.random.SeedSequence([seed, int(teaching)]).spawn(len(KINDS))
-    rngs = {name: np.random.default_rng(s) for name, s in zip(KINDS, seeds, strict=True)}
+    seeds = np.random.SeedSequence([seed, int(teaching)]).spawn(len(MAKERS))
+    rngs = {name: np.random.default_rng(s) for name, s in zip(MAKERS, seeds, strict=True)}
     return {name: make_all(make, rngs[name]) for name, make in kinds_for(modality).items()}

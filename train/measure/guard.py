@@ -16,7 +16,7 @@ from hub_model.check.labels import Row
 from hub_model.check.metrics import Record, mean
 from hub_model.check.sources import ANOTHER_MODALITY, open_sources
 from hub_model.grey import ImageRefused
-from hub_model.guard import Guard, is_blank
+from hub_model.guard import Guard, Statistics, is_blank
 from hub_model.hub_folder import HubFolder
 from hub_model.images import read_image
 
@@ -37,7 +37,7 @@ FALSE_REFUSALS = 0.01
 UNSEEN_REFUSALS = 0.01
 """Share of the pictures of a source that the guard did not see, which the limits refuse at most."""
 SLACK = 1.15
-"""What is added to the distances where one source is all there is, so that none can be left out to measure it."""
+"""Factor on the limits of both distances where there is but one source, so that none can be left out to measure it."""
 MIN_SOURCE = 15
 """A source of fewer training pictures cannot be left out: its 99th percentile means nothing."""
 LARGEST_OOD = 0.999
@@ -45,19 +45,77 @@ LARGEST_OOD = 0.999
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What a guard knows of the training pictures: see `Guard`, whose arrays these are."""
+class Seen:
+    """What the network saw of training pictures, of altered copies of them, and of pictures to refuse.
 
-    mean: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    deviation: np.ndarray
+    Attributes:
+        own, copies: (N, D) features.
+        sources, families: (N,) str.
+        foreign: (M, D) features.
+    """
+
+    own: np.ndarray
+    copies: np.ndarray
+    sources: np.ndarray
+    families: np.ndarray
     foreign: np.ndarray
-    bias: np.ndarray
 
-    def scores(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Three out-of-distribution scores (N,) of features (N, D), as the guard in use computes them."""
-        return Guard(**vars(self), limits={}, modality="").scores(features)
+    def statistics(self, without: Sequence[str] = ()) -> Statistics:
+        """Describe the training pictures, those of some sources left out."""
+        known = ~np.isin(self.sources, without)
+        return _statistics(np.concatenate([self.own[known], self.copies[known]]), self.foreign)
+
+
+class LeftOut:
+    """Guards that were fitted without one or two of the training sources: what pictures of a new collection meet.
+
+    Attributes:
+        names: the sources that can be left out; none where there is only one.
+        fitted: (source,) or (source, source) -> statistics without them.
+    """
+
+    def __init__(self, seen: Seen) -> None:
+        sources, counts = np.unique(seen.sources, return_counts=True)
+        names = [str(source) for source, count in zip(sources, counts, strict=True) if count >= MIN_SOURCE]
+        self.seen, self.names = seen, names if len(names) > 1 else []
+        sizes = (1, 2) if len(self.names) > 2 else (1,)  # without both of two sources nothing would be left
+        pairs = (pair for size in sizes for pair in itertools.combinations(self.names, size))
+        self.fitted = {pair: seen.statistics(pair) for pair in pairs}
+
+    def limits(self, of: Statistics, held_out: np.ndarray, without: tuple[str, ...] = ()) -> dict[str, float]:
+        """Set the limits of a guard; see `fit_guard`.
+
+        Args:
+            of: its statistics.
+            held_out: (n, D) features of validation pictures.
+            without: the sources that it does not know.
+        """
+        found = [_quantiles(of.scores(held_out), FALSE_REFUSALS)]
+        rest = [name for name in self.names if name not in without]
+        if len(rest) < 2:
+            found[0]["distance"] *= SLACK
+            found[0]["residual"] *= SLACK
+        else:
+            for name in rest:
+                unseen = self.fitted[tuple(sorted((*without, name), key=self.names.index))]
+                own = self.seen.own[self.seen.sources == name]
+                found.append(_quantiles(unseen.scores(own), UNSEEN_REFUSALS))
+        highest = {score: max(row[score] for row in found) for score in found[0]}
+        return {**highest, "foreign": min(LARGEST_OOD, max(0.5, highest["foreign"]))}
+
+    def refusals(self, validation: Predictions, seed: int) -> dict[str, Record]:
+        """Measure how often each source is refused by a guard that was fitted, limits and all, without it."""
+        found = {}
+        for name in self.names:
+            held_out = validation.features[validation.sources != name]
+            if not len(held_out):  # all of validation is of this source: no limits could be set without it
+                continue
+            without, mask = self.fitted[(name,)], self.seen.sources == name
+            limits = self.limits(without, held_out, (name,))
+            scores = without.scores(self.seen.own[mask])
+            refused = np.any([scores[key] > limit for key, limit in limits.items()], axis=0)
+            found[name] = mean("refused", refused, self.seen.families[mask], seed)
+        return found
 
 
 @dataclass(frozen=True)
@@ -93,59 +151,40 @@ def fit_guard(
         seed: for the made pictures and the choice of training pictures.
     """
     rng = np.random.default_rng(seed)
-    rows = balanced(parts["train"]["source"], AT_MOST, rng)
-    chosen = parts["train"].select(rows)
+    chosen = parts["train"].select(balanced(parts["train"]["source"], AT_MOST, rng))
     reals = [row["image"].convert("L") for row in chosen]
-    sources, families = np.array(chosen["source"]), np.array(chosen["family"])
-    shaken = [_shake(image, rng) for image in reals]
-    _, own = run(folder, track(reals, "guard: training pictures", transient=True))
-    _, copies = run(folder, track(shaken, "guard: altered training pictures", transient=True))
-    usable = np.isfinite(own).all(1) & np.isfinite(copies).all(
-        1
-    )  # what the preprocessing refuses teaches nothing
-    own, copies, sources, families = (rows[usable] for rows in (own, copies, sources, families))
     kinds = foreign_pictures(reals, folder.modality, TEACH_A_KIND, seed, teaching=True)
     teaching, measuring = other_modality(folder.modality, data, seed)
     made = [p for pictures in kinds.values() for p in pictures if not is_blank(p)] + teaching
+    seen = _look(folder, chosen, reals, made, rng)
+    whole, left_out = seen.statistics(), LeftOut(seen)
+    return Fitted(
+        tensors={**vars(whole), "basis": whole.basis.astype(np.float16)},
+        limits=left_out.limits(whole, validation.features),
+        unseen_source=left_out.refusals(validation, seed),
+        other=measuring,
+    )
+
+
+def _look(
+    folder: HubFolder,
+    rows: "Dataset",
+    reals: list[Image.Image],
+    made: list[Image.Image],
+    rng: np.random.Generator,
+) -> Seen:
+    """Show the network the training pictures (`reals`, of `rows`), a copy of each, and pictures to refuse.
+
+    What the preprocessing refuses teaches nothing, and is left out.
+    """
+    shaken = [_shake(image, rng) for image in reals]
+    _, own = run(folder, track(reals, "guard: training pictures", transient=True))
+    _, copies = run(folder, track(shaken, "guard: altered training pictures", transient=True))
     _, foreign = run(folder, track(made, "guard: pictures to refuse", transient=True))
-    foreign = foreign[np.isfinite(foreign).all(1)]
-
-    def fit(without: Sequence[str] = ()) -> Statistics:
-        known = ~np.isin(sources, without)
-        return _statistics(np.concatenate([own[known], copies[known]]), foreign)
-
-    names, counts = np.unique(sources, return_counts=True)
-    names = [str(name) for name, count in zip(names, counts, strict=True) if count >= MIN_SOURCE]
-    names = names if len(names) > 1 else []
-    sizes = (1, 2) if len(names) > 2 else (1,)  # without both of two sources nothing would be left
-    left_out = {pair: fit(pair) for size in sizes for pair in itertools.combinations(names, size)}
-    whole = fit()
-
-    def limits(of: Statistics, held_out: np.ndarray, without: tuple[str, ...] = ()) -> dict[str, float]:
-        """Limits of a guard that knows no source of `without`."""
-        found = [_quantiles(of.scores(held_out), FALSE_REFUSALS)]
-        rest = [name for name in names if name not in without]
-        if len(rest) < 2:
-            found[0]["distance"] *= SLACK
-            found[0]["residual"] *= SLACK
-        else:
-            for name in rest:
-                unseen = left_out[tuple(sorted((*without, name), key=names.index))]
-                found.append(_quantiles(unseen.scores(own[sources == name]), UNSEEN_REFUSALS))
-        highest = {score: max(row[score] for row in found) for score in found[0]}
-        return {**highest, "foreign": min(LARGEST_OOD, max(0.5, highest["foreign"]))}
-
-    unseen_source = {}
-    for name in names:
-        held_out = validation.features[validation.sources != name]
-        if not len(held_out):  # all of validation is of this source: no limits could be set without it
-            continue
-        without, mask = left_out[(name,)], sources == name
-        bounds = limits(without, held_out, (name,))
-        scores = without.scores(own[mask])
-        refused = np.any([scores[key] > limit for key, limit in bounds.items()], axis=0)
-        unseen_source[name] = mean("refused", refused, families[mask], seed)
-    return Fitted(_tensors(whole), limits(whole, validation.features), unseen_source, measuring)
+    usable = np.isfinite(own).all(1) & np.isfinite(copies).all(1)
+    sources, families = np.array(rows["source"]), np.array(rows["family"])
+    own, copies, sources, families = (each[usable] for each in (own, copies, sources, families))
+    return Seen(own, copies, sources, families, foreign[np.isfinite(foreign).all(1)])
 
 
 def balanced(sources: Sequence[str], count: int, rng: np.random.Generator) -> np.ndarray:
@@ -160,26 +199,21 @@ def balanced(sources: Sequence[str], count: int, rng: np.random.Generator) -> np
 
 
 def _statistics(own: np.ndarray, foreign: np.ndarray) -> Statistics:
+    """Fit the statistics to features of own pictures (N, D) and of foreign ones (M, D)."""
     center, scale = own.mean(0), own.std(0).clip(1e-4)
     z = (own - center) / scale
     _, singular, basis = np.linalg.svd(z, full_matrices=False)
     k = min(COMPONENTS, len(basis))
     x, y = np.concatenate([z, (foreign - center) / scale]), np.r_[np.zeros(len(z)), np.ones(len(foreign))]
     taught = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000).fit(x, y)
-    found = (center, scale, basis[:k].astype(np.float16), (singular[:k] / len(z) ** 0.5).clip(1e-4))
-    found += (
-        taught.coef_[0],
-        taught.intercept_[0],
-    )  # the basis in halves, as it is stored: it is most of the file
+    # in halves, as it is stored: the basis is most of the file
+    basis, deviation = basis[:k].astype(np.float16), (singular[:k] / len(z) ** 0.5).clip(1e-4)
+    found = (center, scale, basis, deviation, taught.coef_[0], taught.intercept_[0])
     return Statistics(*(np.asarray(value, np.float32) for value in found))
 
 
-def _tensors(of: Statistics) -> dict[str, Any]:
-    return {**vars(of), "basis": of.basis.astype(np.float16)}
-
-
 def _quantiles(scores: dict[str, np.ndarray], share: float) -> dict[str, float]:
-    """Limits that refuse this share, each of the scores taking an equal part of it."""
+    """Set limits that refuse this share, each of the scores taking an equal part of it."""
     return {
         name: float(np.quantile(values, 1 - share / len(scores), method="higher"))
         for name, values in scores.items()

@@ -84,7 +84,7 @@ def _curves(parts: dict[str, Predictions], roc: bool) -> Figure:
 
 
 def _reliability(parts: dict[str, Predictions]) -> Figure:
-    """Observed share of COVID in bins of equal count, against the mean probability."""
+    """Draw the observed share of COVID in bins of equal count, against the mean probability."""
     figure, axes = _axes("Reliability", "calibrated probability", "observed share of COVID")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect")
     for name, found in parts.items():
@@ -142,7 +142,7 @@ def _confusion(folder: HubFolder, test: Predictions) -> Figure:
 
 
 def _worst_errors(folder: HubFolder, test: Predictions, split: "Dataset") -> Figure:
-    """The most confident misses and false alarms, each with its heat map beside it."""
+    """Draw the most confident misses and false alarms, each with its heat map beside it."""
     toward_error = np.where(test.labels == COVID, -test.log_odds, test.log_odds)
     figure = Figure(figsize=(2.1 * WORST, 9.2))
     grid = figure.subplots(4, WORST)

@@ -64,7 +64,7 @@ class Pose:
 
 
 def draw_scan(rng: np.random.Generator) -> Scan:
-    """One setting of the scanner, at random."""
+    """Draw one setting of the scanner at random."""
     return Scan(
         wide=rng.uniform(0.92, 1.2),
         high=rng.uniform(0.97, 1.25),
@@ -81,7 +81,7 @@ def draw_scan(rng: np.random.Generator) -> Scan:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """One way to take a film, at random."""
+    """Draw one way to take a film at random."""
     bedside = bool(rng.random() < 0.4)
     return Pose(
         anteroposterior=bedside,
@@ -108,7 +108,7 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 
 def field_of_view(thorax: Thorax, scan: Scan, size: int) -> tuple[float, float, float]:
-    """Width and height of a slice, and the side of its pixels, in mm."""
+    """Give width and height of a slice, and the side of its pixels, in mm."""
     wide = 2 * scan.wide * (thorax.width + thorax.wall + thorax.fat)
     high = 2 * scan.high * (thorax.depth + 0.9 * thorax.wall + 0.8 * thorax.fat + 14 * thorax.breast)
     return wide, high, min(wide, high) / size
@@ -117,7 +117,7 @@ def field_of_view(thorax: Thorax, scan: Scan, size: int) -> tuple[float, float, 
 def axial_slice(
     thorax: Thorax, z: float, scan: Scan, rng: np.random.Generator, size: int = 320
 ) -> np.ndarray:
-    """An axial CT slice in HU, (height, width) float32.
+    """Make an axial CT slice in HU, (height, width) float32.
 
     Args:
         thorax: the patient.
@@ -156,7 +156,7 @@ def _cut_tubes(plane: Region, tubes: Tubes, z: float, layers: list[tuple[float, 
 
 
 def _segment_distance(part: Region, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Distance of a region's points from a segment, mm."""
+    """Measure the distance of a region's points from a segment, mm."""
     line = end - start
     qx, qy, qz = part.x - start[0], part.y - start[1], part.z - start[2]
     t = np.clip((qx * line[0] + qy * line[1] + qz * line[2]) / (line @ line), 0, 1)
@@ -164,7 +164,7 @@ def _segment_distance(part: Region, start: np.ndarray, end: np.ndarray) -> np.nd
 
 
 def _moved(hu: np.ndarray, angle: float, shift: tuple[float, float]) -> np.ndarray:
-    """The patient turned (degrees) and shifted (pixels) on the table."""
+    """Turn (degrees) and shift (pixels) the patient on the table."""
     turn = np.deg2rad(angle)
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     middle = (np.array(hu.shape) - 1) / 2
@@ -172,7 +172,7 @@ def _moved(hu: np.ndarray, angle: float, shift: tuple[float, float]) -> np.ndarr
 
 
 def _lay_on_table(hu: np.ndarray, x: np.ndarray, under: np.ndarray, scan: Scan) -> None:
-    """The scanner's table: two thin curved shells; `under` is the distance of rows behind the back, mm."""
+    """Add the scanner's table: two thin curved shells; `under` is the distance of rows behind the back, mm."""
     place = under[:, None] - scan.table + scan.sag * x**2
     for depth, value in ((0.0, -150.0), (29.0, -250.0)):
         shell = np.clip(1.5 - np.abs(place - depth) / 1.1, 0, 1) * (hu < -850)
@@ -182,7 +182,7 @@ def _lay_on_table(hu: np.ndarray, x: np.ndarray, under: np.ndarray, scan: Scan) 
 def _scanned(
     hu: np.ndarray, pixel: float, x: np.ndarray, y: np.ndarray, scan: Scan, rng: np.random.Generator
 ) -> np.ndarray:
-    """What the scanner adds: blur of the reconstruction kernel, correlated noise, a round field of view."""
+    """Add what the scanner does: blur of the reconstruction kernel, correlated noise, a round field of view."""
     hu = ndimage.gaussian_filter(hu, scan.blur / pixel)
     grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, np.float32), scan.grain)
     hu += grain * (scan.noise / grain.std())
@@ -194,7 +194,7 @@ def _scanned(
 
 
 def film(thorax: Thorax, pose: Pose, rng: np.random.Generator, size: int = 320) -> np.ndarray:
-    """A frontal film, 0 (black) to 1 (white), (height, width) float32; its shorter side has `size` pixels.
+    """Make a frontal film, 0 (black) to 1 (white), (height, width) float32; its shorter side has `size` pixels.
 
     Line integrals of attenuation, Beer-Lambert, scatter and quantum noise, then the usual digital
     processing: logarithm, coarse brightness flattened, edges sharpened, window, gamma.
@@ -220,7 +220,7 @@ def film(thorax: Thorax, pose: Pose, rng: np.random.Generator, size: int = 320) 
 
 
 def _solids_on_film(thorax: Thorax, pose: Pose, pixel: float, shape: tuple[int, int]) -> np.ndarray:
-    """Attenuation integrated along the rays, on the film's pixels."""
+    """Integrate attenuation along the rays, on the film's pixels."""
     dz, _, dx = VOXEL
     slabs, (z, y, x) = _slabs(thorax)
     flat = np.zeros(slabs.shape[::2], np.float32)
@@ -239,7 +239,7 @@ def _solids_on_film(thorax: Thorax, pose: Pose, pixel: float, shape: tuple[int, 
 
 @lru_cache(maxsize=1)  # several films are taken of one patient
 def _slabs(thorax: Thorax) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The upright body without tubes: attenuation summed over slabs, and their z, y, x."""
+    """Sum the attenuation of the upright body without tubes over slabs; returns them and their z, y, x."""
     deep = thorax.depth + thorax.wall + thorax.fat + 34 * thorax.breast + 6
     deep = SLAB * VOXEL[1] * np.ceil(deep / VOXEL[1] / SLAB)
     ends = ((-240, 185), (-deep, deep), (-235, 236))
@@ -250,7 +250,7 @@ def _slabs(thorax: Thorax) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np
 
 
 def _tubes_on_film(thorax: Thorax, pose: Pose, pixel: float, shape: tuple[int, int]) -> np.ndarray:
-    """What ribs, clavicles, vessels and cartilage add to the solids they lie in."""
+    """Compute what ribs, clavicles, vessels and cartilage add to the solids they lie in."""
     added = np.zeros(shape, np.float32)
     soft, shell, marrow = (_attenuation(np.float32(hu)) for hu in (MUSCLE, CORTEX, MARROW))
     for tubes, radius, cortex in ((thorax.ribs, 5.6, 0.9), (thorax.clavicles, 6.4, 2.0)):
@@ -275,7 +275,7 @@ def _tubes_on_film(thorax: Thorax, pose: Pose, pixel: float, shape: tuple[int, i
 
 
 def _lines_on_film(tubes: Tubes, pose: Pose, pixel: float, shape: tuple[int, int]) -> np.ndarray:
-    """Length of tube per film area, 1/mm: convolved with a disc of the tube's radius, thickness in mm."""
+    """Spread tubes over the film as length per area, 1/mm; a disc of the tube's radius makes thickness in mm of it."""
     line = tubes.end - tubes.start
     length = np.linalg.norm(line, axis=1)
     count = np.ceil(length / (0.8 * pixel)).astype(int).clip(1)
@@ -291,26 +291,26 @@ def _lines_on_film(tubes: Tubes, pose: Pose, pixel: float, shape: tuple[int, int
 
 
 def _shift(pose: Pose, y: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Enlargement of what lies at depth y, and how far the pose moves it right and up on the film, mm."""
+    """Compute the enlargement of what lies at depth y, and how far the pose moves it right and up on the film, mm."""
     source, detector = (1150, 150) if pose.anteroposterior else (1800, -150)
     scale = source / (source - np.abs(detector - y))
     return scale, -y * np.tan(np.deg2rad(pose.yaw)), y * np.tan(np.deg2rad(pose.pitch))
 
 
 def _attenuation(hu: np.ndarray) -> np.ndarray:
-    """HU -> 1/mm on a film."""
+    """Convert HU to attenuation on a film, 1/mm."""
     return WATER * (1 + hu / 1000 + BONE_EXTRA * np.clip(hu - 150, 0, None) / 1000)
 
 
 def _coarse(image: np.ndarray, width: float) -> np.ndarray:
-    """A wide blur: two box filters, whose cost does not grow with the width (pixels)."""
+    """Blur widely by two box filters, whose cost does not grow with the width (pixels)."""
     for _ in range(2):
         image = ndimage.uniform_filter(image, max(3, round(width)), mode="nearest")
     return image
 
 
 def _disc(radius: float, pixel: float, half: int) -> np.ndarray:
-    """A disc with the radius in mm, its edge smoothed over a pixel, that sums to its area in mm2."""
+    """Draw a disc with the radius in mm, its edge smoothed over a pixel, that sums to its area in mm2."""
     place = np.arange(-half, half + 1) * pixel
     disc = np.clip(0.5 - (np.hypot(place[:, None], place) - radius) / pixel, 0, 1)
     return (disc * (np.pi * radius**2 / disc.sum())).astype(np.float32)

@@ -149,7 +149,7 @@ def _check(settings: Settings, asked: int | None) -> None:
 
 
 def _is_done(out: Path, settings: Settings) -> bool:
-    """Whether `out` holds these very phantoms.
+    """Say whether `out` holds these very phantoms.
 
     Raises:
         PhantomRefused: it holds something else.
@@ -175,7 +175,7 @@ def _is_done(out: Path, settings: Settings) -> bool:
 
 
 def draw_patient(seed: int, number: int) -> tuple[Thorax, str]:
-    """A synthetic patient and the finding; odd numbers have COVID-19; the anatomy does not depend on it."""
+    """Draw a synthetic patient and the finding; odd numbers have COVID-19; the anatomy does not depend on it."""
     body, disease = (np.random.default_rng([seed, number, stream]) for stream in (0, 1))
     finding = str(disease.choice(list(OTHER_FINDINGS), p=list(OTHER_FINDINGS.values())))
     finding = "COVID-19" if number % 2 == COVID else finding
@@ -183,7 +183,7 @@ def draw_patient(seed: int, number: int) -> tuple[Thorax, str]:
 
 
 def draw_view(thorax: Thorax, modality: str, rng: np.random.Generator, size: int = 320) -> View:
-    """A slice at a random height, or a film in a random pose; nothing here knows the finding."""
+    """Draw a slice at a random height, or a film in a random pose; nothing here knows the finding."""
     if modality == "ct":
         scan, z = draw_scan(rng), rng.uniform(*thorax.slice_range())
         return View(axial_slice(thorax, z, scan, rng, size), "axial", z, field_of_view(thorax, scan, size)[2])
@@ -195,7 +195,7 @@ def draw_view(thorax: Thorax, modality: str, rng: np.random.Generator, size: int
 
 
 def grey(view: View) -> np.ndarray:
-    """What is shown, uint8: CT in the lung window (level -600, width 1500 HU)."""
+    """Show a view as grey levels, uint8: CT in the lung window (level -600, width 1500 HU)."""
     return lung_window(view.pixels) if view.view == "axial" else np.rint(255 * view.pixels).astype(np.uint8)
 
 
@@ -230,7 +230,7 @@ def _write_patient(folder: Path, settings: Settings, number: int) -> list[dict]:
 
 
 def _views(settings: Settings, number: int) -> int:
-    """Pictures of a patient per modality: the pictures of a class are dealt out evenly to its patients."""
+    """Draw the pictures of a patient per modality; the pictures of a class are dealt out evenly to its patients."""
     covid = number % 2
     pictures = settings.n // 2 if covid else settings.n - settings.n // 2
     holders = settings.patients // 2 if covid else settings.patients - settings.patients // 2
@@ -249,7 +249,7 @@ def _png(view: View, seed: int, number: int) -> bytes:
 
 
 def _dicom(view: View, seed: int, number: int, place: int) -> bytes:
-    """One CT slice in HU with 16 bit, or one film with 12 bit, as a DICOM file."""
+    """Store one CT slice in HU with 16 bit, or one film with 12 bit, as a DICOM file."""
     from pydicom import uid
 
     ct = view.view == "axial"
@@ -270,7 +270,7 @@ def _dicom(view: View, seed: int, number: int, place: int) -> bytes:
 
 
 def _write_series(folder: Path, seed: int) -> None:
-    """One patient with COVID-19 from below the domes to the apices, all slices in one enhanced CT file."""
+    """Write one patient with COVID-19, from below the domes to the apices, as one enhanced CT file."""
     from pydicom import Dataset, uid
 
     thorax, _ = draw_patient(seed, COVID)
@@ -302,7 +302,7 @@ def _write_series(folder: Path, seed: int) -> None:
 
 
 def _dicom_file(kind: str, seed: int, number: int, place: int) -> "Dataset":
-    """A file without pixels, whose attributes nobody can take for a person's."""
+    """Begin a file without pixels, whose attributes cannot be taken for a person's."""
     from pydicom import Dataset, uid
     from pydicom.dataset import FileMetaDataset
 
@@ -352,7 +352,7 @@ def _put_pixels(file: "Dataset", frames: np.ndarray, spacing: float | None, bits
 
 
 def _put_rescale(item: "Dataset") -> None:
-    """Stored values to HU, and the lung window."""
+    """Store how stored values become HU, and the lung window."""
     item.RescaleIntercept, item.RescaleSlope, item.RescaleType = -1024, 1, "HU"
     low, high = LUNG_WINDOW
     item.WindowCenter, item.WindowWidth = (low + high) / 2, high - low

@@ -51,41 +51,42 @@ class Tubes:
 
     @classmethod
     def joined(cls, parts: list["Tubes"]) -> "Tubes":
+        """Join several sets of tubes into one."""
         return cls(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius"))
         )
 
     @classmethod
     def along(cls, points: np.ndarray, radius: float) -> "Tubes":
-        """A polyline (n, 3) of one radius."""
+        """Lay tubes of one radius along a polyline (n, 3)."""
         return cls(points[:-1], points[1:], np.full(len(points) - 1, radius))
 
 
 def _ellipse(x: Numbers, y: Numbers, a: Numbers, b: Numbers, power: float = 2.0) -> np.ndarray:
-    """Distance (mm, roughly, negative inside) from a superellipse with the half axes a and b."""
+    """Measure the distance (mm, roughly, negative inside) from a superellipse with the half axes a and b."""
     return ((np.abs(x) / a) ** power + (np.abs(y) / b) ** power - 1) * (np.minimum(a, b) / power)
 
 
 def _ellipsoid(
     x: Numbers, y: Numbers, z: Numbers, centre: Place, radii: tuple[Numbers, Numbers, Numbers]
 ) -> np.ndarray:
-    """Distance (mm, roughly, negative inside) from an ellipsoid with three half axes."""
+    """Measure the distance (mm, roughly, negative inside) from an ellipsoid with three half axes."""
     (cx, cy, cz), (a, b, c) = centre, radii
     return (((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 + ((z - cz) / c) ** 2 - 1) * (min(a, b) / 2)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (n, 3) brought to length 1; a zero vector stays zero."""
+    """Scale vectors (n, 3) to length 1; a zero vector stays zero."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
 
 
 def _either(chosen: np.ndarray | bool, one: float, other: float) -> np.ndarray:
-    """`np.where` that leaves single precision single, which is faster."""
+    """Choose as `np.where` does, but keep single precision, which is faster."""
     return np.where(chosen, np.float32(one), np.float32(other))
 
 
 def _rise(x: Numbers) -> np.ndarray:
-    """Smooth step: 0 below 0, 1 above 1."""
+    """Step smoothly: 0 below 0, 1 above 1."""
     x = np.clip(x, 0, 1)
     return x * x * (3 - 2 * x)
 
@@ -101,7 +102,7 @@ class Region:
     soft: float
 
     def within(self, x: Bounds = None, y: Bounds = None, z: Bounds = None) -> "Region":
-        """The part between bounds (low, high) in mm, None for all; painting a part is cheaper."""
+        """Take the part between bounds (low, high) in mm, None for all; painting a part is cheaper."""
         cuts = []
         for axis, bounds in ((self.z.ravel(), z), (self.y.ravel(), y), (self.x.ravel(), x)):
             cuts.append(slice(*np.searchsorted(axis, bounds)) if bounds is not None else slice(None))
@@ -200,7 +201,7 @@ class Thorax:
         self.bronchi = Tubes.joined([bronchi for _, bronchi in trees])
 
     def _rib(self, side: int, z: float, number: int, drop: float) -> tuple[np.ndarray, int]:
-        """Points from the spine round to the breastbone, and where bone ends and cartilage begins."""
+        """Lay points from the spine round to the breastbone, and say where bone ends and cartilage begins."""
         t = np.linspace(0, 1, 60)
         angle = np.pi * (0.07 + 0.86 * t)  # from the back
         fall = drop * (30 + 9.5 * min(number, 7)) * _rise((t - 0.06) / 0.9)
@@ -213,6 +214,7 @@ class Thorax:
         return np.stack([x, y, height], axis=1), end
 
     def _clavicle(self, side: int) -> np.ndarray:
+        """Lay points along a clavicle, from the breastbone outwards."""
         t = np.linspace(0, 1, 24)
         x = side * (20 + (self.width + 6) * t)
         y = -0.75 * self.depth - 8 * np.sin(2 * np.pi * t) + 55 * t**2
@@ -220,7 +222,7 @@ class Thorax:
         return np.stack([x, y, z], axis=1)
 
     def _tree(self, side: int, rng: np.random.Generator) -> tuple[Tubes, Tubes]:
-        """Vessels that fork from the hilum towards the pleura, and the first bronchi beside them."""
+        """Grow vessels that fork from the hilum towards the pleura, and the first bronchi beside them."""
         hilum = np.array([side * 38.0, 12.0, -18.0 if side > 0 else -28.0])
         count = 26
         turn = np.linspace(0, 2 * np.pi, count, endpoint=False) + rng.uniform(0, 1)
@@ -253,24 +255,24 @@ class Thorax:
         return Tubes.joined([artery, *vessels]), Tubes.joined([main, *bronchi])
 
     def _place(self, organ: str, x: float, y: float, z: float = 0.0) -> Place:
-        """An organ's usual centre, moved by this patient's few mm."""
+        """Move an organ's usual centre by this patient's few mm."""
         dx, dy, dz, _ = self.own[organ]
         return x + 4 * dx, y + 4 * dy, z + 4 * dz
 
     def _sizes(self, organ: str, *usual: float) -> tuple[float, ...]:
-        """An organ's usual measures, times this patient's factor."""
+        """Scale an organ's usual measures by this patient's factor."""
         return tuple(one * (1 + 0.13 * self.own[organ][3]) for one in usual)
 
     # --- solids -----------------------------------------------------------------------------------
 
     def _cage(self, z: Numbers) -> tuple[np.ndarray, np.ndarray]:
-        """Inner half width and half depth of the rib cage at a height."""
+        """Give the inner half width and half depth of the rib cage at a height."""
         t = np.clip((z + 60) / (self.apex + 26 + 60), 0, 0.97)
         taper = np.sqrt(1 - t**2.2)
         return self.width * taper, self.depth * (0.25 + 0.75 * taper)
 
     def _dome(self, x: Numbers, y: Numbers) -> np.ndarray:
-        """Height of the diaphragm."""
+        """Give the height of the diaphragm."""
         right, left = self.domes
         top = left + (right - left) * _rise(0.5 - x / 60)
         away = np.abs(x) - 0.5 * self.width
@@ -279,11 +281,12 @@ class Thorax:
         return top - side - _either(back > 0, 62, 26) * (back / self.depth) ** 2
 
     def _uneven(self, x: Numbers, y: Numbers, z: Numbers, first: int) -> np.ndarray:
-        """A gentle, personal waviness of a few mm."""
+        """Add a gentle, personal waviness of a few mm."""
         p, q, r = self.waves[first : first + 3]
         return 2.2 * (np.sin(y / 11 + p) + np.sin(z / 14 + q)) + 1.5 * np.sin((x + z) / 9 + r)
 
     def _heart_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
+        """Measure the distance (mm, roughly, negative inside) from the tilted heart."""
         cx, cy, cz = self._place("heart", 16, -0.3 * self.depth, 0.5 * sum(self.domes) + 24)
         cos, sin = math.cos(self.heart_tilt), math.sin(self.heart_tilt)
         along, across = (x - cx) * cos - (z - cz) * sin, (x - cx) * sin + (z - cz) * cos
@@ -291,14 +294,14 @@ class Thorax:
         return _ellipsoid(along, y, across, (0, cy, 0), radii) + self._uneven(x, y, z, 0)
 
     def _aorta_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
-        """Arch and descending aorta."""
+        """Measure the distance (mm, roughly, negative inside) from the aorta's arch and its descending part."""
         arch = _ellipsoid(x, y, z, self._place("arch", 20, 8, 27), self._sizes("arch", 17, 34, 14))
         cx, cy, top = self._place("aorta", 24, 0.5 * self.depth, 27)
         (radius,) = self._sizes("aorta", 12.5)
         return np.minimum(arch, np.maximum(np.hypot(x - cx, y - cy) - radius, z - top))
 
     def _mediastinum_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
-        """What keeps the lungs apart; outside |x| < `MIDDLE` it is far away and need not be asked for."""
+        """Measure the distance from what keeps the lungs apart; it need be asked for within `MIDDLE` only."""
         hila, arch = np.exp(-(((z + 18) / 26) ** 2)), np.exp(-(((z - 30) / 22) ** 2))
         half = 13 + 14 * _rise((z + 78) / 46) + 10 * hila + 5 * arch + 7 * _rise((z - 60) / 40)
         (wide,), (cx, cy, _) = (
@@ -312,23 +315,24 @@ class Thorax:
         return np.minimum(solid, self._aorta_distance(x, y, z) - 1.5)
 
     def _cavity_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
-        """Inside of the rib cage between diaphragm and apices."""
+        """Measure the distance from the inside of the rib cage between diaphragm and apices."""
         a, b = self._cage(z)
         cap = self.apex - 16 * ((np.abs(x) - 46) / 36) ** 2 - 14 * ((y - 12) / 60) ** 2
         ends = np.maximum(self._dome(x, y) - z, z - cap) * 0.7
         return np.maximum(_ellipse(x, y, a, b, 2.3), ends)
 
     def lung_distance(self, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
-        """Distance (mm, roughly) from the lungs, negative inside."""
+        """Measure the distance (mm, roughly) from the lungs, negative inside."""
         return np.maximum(self._cavity_distance(x, y, z), -self._mediastinum_distance(x, y, z))
 
     def _trunk_axes(self, z: Numbers) -> tuple[np.ndarray, np.ndarray]:
-        """Half axes of the trunk's outline."""
+        """Give the half axes of the trunk's outline."""
         taper = self._cage(z)[0] / self.width
         a = self.width * (0.72 + 0.28 * taper) + self.wall + self.fat
         return a, self.depth * (0.7 + 0.3 * taper) + 0.9 * self.wall + 0.8 * self.fat
 
     def _body_distance(self, x: Numbers, y: Numbers, z: Numbers, upright: bool) -> np.ndarray:
+        """Measure the distance (mm, roughly, negative inside) from the skin; upright, with shoulders and arms."""
         a, b = self._trunk_axes(z)
         groove = 5 * np.exp(-((x / 20) ** 2)) * _either(y > 0, 1.4, 0.4)  # along the breastbone and the spine
         bulge = 3.5 * (np.sin(x / 31 + self.waves[6]) + np.sin(y / 23 + z / 60 + self.waves[7]))
@@ -346,13 +350,13 @@ class Thorax:
         return body
 
     def _arm(self, z: Numbers) -> np.ndarray:
-        """Distance of the upper arm's axis from the middle."""
+        """Give the distance of the upper arm's axis from the middle."""
         return self.width + 62 - 0.16 * (z - 60)
 
     def hounsfield(
         self, x: np.ndarray, y: np.ndarray, z: np.ndarray, upright: bool, soft: float
     ) -> np.ndarray:
-        """Solids and lesions, without the tubes.
+        """Paint solids and lesions, without the tubes.
 
         Args:
             x, y, z: axes in mm, 1-D, ascending.
@@ -382,6 +386,7 @@ class Thorax:
         return hu
 
     def _paint_breasts(self, whole: "Region", upright: bool) -> None:
+        """Paint breasts, flatter when lying."""
         if not self.breast:
             return
         size, settled = 0.75 + 0.25 * self.breast, 1.0 if upright else 0.62  # flat when lying
@@ -402,7 +407,7 @@ class Thorax:
         front.paint(distance + 8, -30.0, 14.0)
 
     def _paint_lungs(self, whole: "Region") -> None:
-        """Fat and muscle between the lungs; lung tissue, denser towards the back, with the lesions in it."""
+        """Paint fat and muscle between the lungs, and lung tissue, denser towards the back, with the lesions in it."""
         distance = self._cavity_distance(whole.x, whole.y, whole.z)
         middle = whole.within((-MIDDLE, MIDDLE))
         mediastinum = self._mediastinum_distance(middle.x, middle.y, middle.z)
@@ -421,7 +426,7 @@ class Thorax:
                 spot.blend(share.within(*box).hu * self._opacity(lesion, spot.x, spot.y, spot.z), FLUID)
 
     def _opacity(self, lesion: Lesion, x: Numbers, y: Numbers, z: Numbers) -> np.ndarray:
-        """Share of air replaced by fluid, 0 to 1, with a cloudy edge."""
+        """Give the share of air that a lesion replaces by fluid, 0 to 1, with a cloudy edge."""
         (cx, cy, cz), (a, b, c) = lesion.centre, lesion.radii
         reach = np.sqrt(((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 + ((z - cz) / c) ** 2)
         cloud = self._cloud(x, y, z, 13.0) + 0.5 * self._cloud(x, y, z, 5.0)
@@ -431,12 +436,12 @@ class Thorax:
         return np.clip(share, 0, 1)
 
     def _cloud(self, x: Numbers, y: Numbers, z: Numbers, size: float) -> np.ndarray:
-        """Smooth random field of about unit variance and the grain size in mm."""
+        """Make a smooth random field of about unit variance, with a grain of `size` mm."""
         places = np.stack(np.broadcast_arrays(z / size, y / size, x / size))
         return ndimage.map_coordinates(self.noise, places, order=1, mode="grid-wrap") * 1.5
 
     def _paint_organs(self, whole: "Region") -> None:
-        """Heart and great vessels, gullet, the stomach's air."""
+        """Paint the heart and great vessels, the gullet, and the stomach's air."""
         middle = whole.within((-MIDDLE, MIDDLE))
         middle.paint(self._heart_distance(middle.x, middle.y, middle.z), BLOOD)
         aorta = whole.within((-20, 70), (-60, 110), (-300, 70))
@@ -453,14 +458,14 @@ class Thorax:
             stomach.paint(_ellipsoid(stomach.x, stomach.y, stomach.z, centre, (27, 24, 11)), AIR)
 
     def _paint_vessel(self, part: "Region", organ: str, centre: Place, radius: float, half: float) -> None:
-        """A tube along z, `half` mm up and down from its centre."""
+        """Paint a tube along z, `half` mm up and down from its centre."""
         cx, cy, cz = centre
         (radius,) = self._sizes(organ, radius)
         near = part.within((cx - radius - 4, cx + radius + 4), (cy - radius - 4, cy + radius + 4))
         near.paint(np.maximum(np.hypot(near.x - cx, near.y - cy) - radius, np.abs(near.z - cz) - half), BLOOD)
 
     def _paint_bones(self, whole: "Region", upright: bool) -> None:
-        """Spine, breastbone, shoulder blades and upper arms; ribs and clavicles are tubes."""
+        """Paint spine, breastbone, shoulder blades and upper arms; ribs and clavicles are tubes."""
         self._paint_spine(whole.within((-48, 48), (self.depth - 45, self.depth + 55)))
         front = whole.within((-22, 22), (-self.depth - 20, 0), (-100, 80))
         a, b = self._sizes("sternum", 17.0, 6.0)
@@ -484,7 +489,7 @@ class Thorax:
             arm.paint(np.maximum(bone, arm.z - 84), CORTEX * 0.5)
 
     def _paint_spine(self, part: "Region") -> None:
-        """Vertebral bodies with discs between them, arches, spinous processes, and the canal."""
+        """Paint vertebral bodies with discs between them, arches, spinous processes, and the canal."""
         (size,) = self._sizes("spine", 1)
         x, y = part.x / size, (part.y - self.depth + 18) / size
         disc = np.abs((part.z / self.stretch / size + self.own["spine"][2]) % 23 - 11.5) - 9
@@ -498,7 +503,7 @@ class Thorax:
         part.paint(np.hypot(x, y - 22) - 8.5 + 0 * disc, 15.0)
 
     def slice_range(self) -> tuple[float, float]:
-        """Heights in mm between which a slice shows both lungs."""
+        """Give the heights in mm between which a slice shows both lungs."""
         return min(self.domes) - 8, self.apex - 34
 
 
@@ -506,7 +511,7 @@ class Thorax:
 
 
 def _at_pleura(thorax: Thorax, rng: np.random.Generator, side: int) -> Place:
-    """A place just under the pleura, more often at the back and below."""
+    """Draw a place just under the pleura, more often at the back and below."""
     low, high = thorax.slice_range()
     for _ in range(50):
         z = low + (high - low) * rng.random() ** 1.25
@@ -520,7 +525,7 @@ def _at_pleura(thorax: Thorax, rng: np.random.Generator, side: int) -> Place:
 
 
 def _covid(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
-    """Ground glass on both sides, peripheral, partly dense (Bernheim et al., Radiology 295:685, 2020)."""
+    """Draw ground glass on both sides, peripheral, partly dense (Bernheim et al., Radiology 295:685, 2020)."""
     severity = rng.uniform(0.3, 1)
     lesions = []
     for side in (-1, 1):
@@ -534,11 +539,12 @@ def _covid(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
 
 
 def _healthy(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
+    """Draw no lesion."""
     return []
 
 
 def _lobar(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
-    """One consolidation from the hilum outwards, on one side, with the fissure as its upper edge."""
+    """Draw one consolidation from the hilum outwards, on one side, with the fissure as its upper edge."""
     side = float(rng.choice([-1, 1]))
     centre = (side * rng.uniform(52, 74), rng.uniform(0, 0.4) * thorax.depth, rng.uniform(-75, -5))
     radii = tuple(rng.uniform(34, 58, 3).tolist())
@@ -546,6 +552,7 @@ def _lobar(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
 
 
 def _nodule(thorax: Thorax, rng: np.random.Generator) -> list[Lesion]:
+    """Draw one round nodule."""
     side = float(rng.choice([-1, 1]))
     centre = (
         side * rng.uniform(50, 90),

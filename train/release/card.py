@@ -75,7 +75,7 @@ def card(
 
 
 def render(run: Path, repo_id: str = PLACEHOLDER, dataset: str | None = None) -> dict[str, str]:
-    """The card and the result file of a run, by their path in it.
+    """Render the card and the result file of a run, by their path in it.
 
     Args:
         run: an evaluated hub folder.
@@ -106,7 +106,7 @@ def render(run: Path, repo_id: str = PLACEHOLDER, dataset: str | None = None) ->
 
 
 def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
-    """What the template may speak of.
+    """Collect what the template may speak of.
 
     Raises:
         Refused: no evaluation, one of other weights or operating points, or a collection nobody
@@ -169,7 +169,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
 
 
 def _names(screening: dict, repo_id: str) -> dict[str, Any]:
-    """How the examples open the model: by its Hub id, by its name in the package, or from a folder."""
+    """Say how the examples open the model: by its Hub id, by its name in the package, or from a folder."""
     on_hub = repo_id != PLACEHOLDER
     weights = screening["weights_sha256"]
     shipped = {
@@ -191,7 +191,7 @@ def _mixed(evaluation: dict) -> list[dict[str, Any]]:
 
 
 def _twins(evaluation: dict) -> list[tuple[str, str]]:
-    """Operating points that came out at the threshold of an earlier one."""
+    """Name the operating points that came out at the threshold of an earlier one."""
     at = {name: found["threshold"] for name, found in evaluation["test"]["at"].items()}
     names = list(at)
     return [
@@ -219,7 +219,7 @@ def _published(sources: dict[str, Collection], evaluation: dict) -> list[dict[st
 
 
 def _guard(evaluation: dict) -> dict[str, Any]:
-    """The guard's figures, with an interval also where all pictures or none were refused."""
+    """Collect the guard's figures, with an interval also where all pictures or none were refused."""
     guard, families = evaluation["guard"], evaluation["test"]["families"]
     of_source = {name: found["families"] for name, found in evaluation["test_by_source"].items()}
     return {
@@ -234,12 +234,12 @@ def _guard(evaluation: dict) -> dict[str, Any]:
 
 
 def _promises(points: dict[str, dict]) -> list[dict[str, Any]]:
-    """What the operating points promise, or cannot; empty for folders written before they promised anything."""
+    """Collect what the operating points promise, or cannot; empty for folders written before they promised anything."""
     return [{"point": name, **told} for name, row in points.items() if (told := row.get("promise"))]
 
 
 def _harmless(evaluation: dict, point: str) -> dict[str, Any] | None:
-    """The figures of harmless changes, with the rows that flip more than is accepted and the worst of all."""
+    """Collect the figures of harmless changes, with the rows that flip more than is accepted and the worst of all."""
     measured = (evaluation.get("audits") or {}).get("harmless")
     if not measured:
         return None
@@ -248,7 +248,7 @@ def _harmless(evaluation: dict, point: str) -> dict[str, Any] | None:
 
 
 def _faithfulness(run: Path, evaluation: dict) -> dict[str, Any] | None:
-    """What `faithfulness` measured of the heat maps of these very weights; None where it did not."""
+    """Read what `faithfulness` measured of the heat maps of these very weights; None where it did not."""
     file = run / FAITHFULNESS
     told = hub_folder.read_json(file) if file.is_file() else {}
     return told if told.get("weights_sha256") == evaluation["weights_sha256"] else None
@@ -290,7 +290,7 @@ def collections_of(run: Path, evaluation: dict[str, Any]) -> dict[str, Collectio
 
 
 def records(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
-    """Every record in nested figures, with where it stands in words."""
+    """Yield every record in nested figures, with where it stands in words."""
     if isinstance(tree, dict) and {"value", "low", "high"} <= tree.keys():
         yield ", ".join(path) or tree.get("metric", ""), tree
     elif isinstance(tree, dict):
@@ -328,14 +328,14 @@ def _worth(sensitivity: float, specificity: float, prior: float) -> tuple[float 
 
 
 def _named(weights: str | None) -> str | None:
-    """A file of weights in words; None where there is none."""
+    """Name a file of weights in words; None where there is none."""
     return weights and STARTING_POINTS.get(
         weights, f"the file `{weights}`, of whose origin nothing else is recorded"
     )
 
 
 def _start(settings: dict, architecture: str) -> str:
-    """What the weights were before training, in words."""
+    """Say in words what the weights were before training."""
     if init := settings.get("init"):
         return _named(init)
     if settings.get("pretrained"):
@@ -344,7 +344,7 @@ def _start(settings: dict, architecture: str) -> str:
 
 
 def _soup(members: list[dict]) -> list[str]:
-    """What sets each run apart whose weights were averaged, in words; no entries where the weights are one run's."""
+    """Say in words what sets each run apart whose weights were averaged; no entries where the weights are one run's."""
     return [
         ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(member["settings"].items()))
         for member in members
@@ -352,7 +352,7 @@ def _soup(members: list[dict]) -> list[str]:
 
 
 def _base_model(settings: dict) -> str | None:
-    """Hub id of the weights that training started from; None where they have none."""
+    """Give the Hub id of the weights that training started from; None where they have none."""
     if settings.get("init") or not settings.get("pretrained"):
         return None
     from timm.models import get_pretrained_cfg
@@ -362,7 +362,7 @@ def _base_model(settings: dict) -> str | None:
 
 
 def _training(told: dict | None) -> dict[str, Any] | None:
-    """Hours and estimated energy of training, where the run recorded its seconds; None where it did not."""
+    """Give hours and estimated energy of training, where the run recorded its seconds; None where it did not."""
     if not told:
         return None
     watts = GPU_WATTS if told["device"] != "cpu" else CORE_WATTS * told["cores"]
@@ -377,7 +377,7 @@ def _training(told: dict | None) -> dict[str, Any] | None:
 
 
 def _dataset(run: Path) -> str | None:
-    """The data set that the card in the folder names."""
+    """Name the data set that the card in the folder names."""
     file = Path(run) / README
     found = re.match(r"---\n(.*?)\n---\n", file.read_text("utf-8"), re.DOTALL) if file.is_file() else None
     named = (yaml.safe_load(found[1]) or {}).get("datasets") if found else None

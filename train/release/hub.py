@@ -107,8 +107,8 @@ class Target:
         private: of a repository that is made new; one that is public is not written to as if it were private.
         revision: branch.
         tag: name for the commit, or None.
-        owns: patterns of files that an earlier upload of ours may have left there.
-        marks: files of which every upload of ours has one; a repository without is somebody else's.
+        owns: patterns of files that an earlier upload by this package may have left there.
+        marks: files of which every upload by this package has one; a repository without them is somebody else's.
         replace: delete everything else as well.
         sdk: of a Space made new.
         subject: tag of the card, as chest-ct; a model about something else is not overwritten.
@@ -165,7 +165,7 @@ class Target:
         return address
 
     def _look(self, api: "HfApi") -> Found:
-        """What lies there; a branch that is not there yet will start from main."""
+        """Look what lies there; a branch that is not there yet will start from main."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         try:
@@ -190,7 +190,7 @@ class Target:
             api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind)
 
     def _removable(self, there: Found, files: dict[str, Content]) -> list[str]:
-        """Files to delete in the same commit; refuses where somebody else's would have to go."""
+        """List files to delete in the same commit; refuse where somebody else's would have to go."""
         others = [name for name in there.files if name not in files and name not in HUB_OWN]
         foreign = sorted(name for name in others if not matches(name, self.owns))
         if set(there.files) - set(MADE_WITH):

@@ -88,10 +88,10 @@ def results(known: dict[str, Any]) -> str:
 
 
 def _tested(known: dict[str, Any]) -> list[str]:
-    """Collections of the test split; others may have pictures in train alone."""
+    """Name the collections of the test split; others may have pictures in train alone."""
     return [name for name in known["collections"] if name in known["evaluation"]["test_by_source"]]
 
 
 def _local_name(known: dict[str, Any]) -> str:
-    """What the data is called where a name is asked for and it has none on the Hub: no owner, so nobody's."""
+    """Name data that have no name on the Hub, where one is asked for: without an owner."""
     return f"covid-xct-{known['modality']}"

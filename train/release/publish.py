@@ -116,8 +116,8 @@ def publish_data(
 
 
 def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
-    """The files of a run that go to the Hub, by their path there; the card carries the name of the
-    repository.
+    """Check a run and collect the files that go to the Hub, by their path there; the card carries the repository's
+    name.
 
     Raises:
         see `publish`.
@@ -143,7 +143,7 @@ def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
 
 
 def check_pictures(run: Path, may_pass_on: bool) -> None:
-    """Refuses to show patients' pictures to everybody where their collections do not allow it."""
+    """Refuse to show patients' pictures to everybody where their collections do not allow it."""
     sources = cards.collections_of(run, hub_folder.read_json(run / hub_folder.EVALUATION))
     closed = [name for name, source in sources.items() if not source.may_pass_on]
     if closed and not may_pass_on and (run / PATIENTS).is_file():
@@ -193,7 +193,7 @@ def _timm(run: Path) -> Callable[[Image.Image], float]:
 
 
 def _transformers(run: Path) -> Callable[[Image.Image], float]:
-    """AutoModel and AutoImageProcessor, by way of the pipeline that uses both."""
+    """Open with AutoModel and AutoImageProcessor, by way of the pipeline that uses both."""
     from transformers import pipeline
 
     classify = pipeline("image-classification", model=str(run), trust_remote_code=False)
@@ -224,7 +224,7 @@ LOADERS = {"Screener": _screener, "timm": _timm, "transformers": _transformers, 
 
 
 def check_loaders(run: Path) -> None:
-    """Opens the folder with every loader and compares their answers on drawn pictures.
+    """Open the folder with every loader and compare their answers on drawn pictures.
 
     Raises:
         Refused: one does not open it, or answers otherwise.
@@ -251,7 +251,7 @@ def check_loaders(run: Path) -> None:
 
 
 def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
-    """The files of a prepared data set, its card with provenance and licences.
+    """Collect the files of a prepared data set, its card with provenance and licences.
 
     Raises:
         Refused: see `publish_data`.
@@ -297,7 +297,7 @@ def _collection(name: str) -> origins.Collection:
 
 
 def _data_card(readme: str, repo_id: str, placed: list, told: dict) -> str:
-    """The card that `prepare` wrote, with where the pictures come from and what may be done with them."""
+    """Extend the card that `prepare` wrote by where the pictures come from and what may be done with them."""
     from huggingface_hub import DatasetCard
 
     card = DatasetCard(readme)

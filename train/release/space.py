@@ -121,13 +121,13 @@ def space(
 
 
 def _ours(files: dict[str, Content]) -> tuple[str, ...]:
-    """What an earlier upload may have left: files of the same folders and kinds as ours."""
+    """List patterns of what an earlier upload may have left: files of the same folders and suffixes."""
     paths = [PurePosixPath(name) for name in files]
     return tuple({str(path.parent / f"*{path.suffix}") if path.suffix else str(path) for path in paths})
 
 
 def pin(name: str, local: bool = False) -> Pinned:
-    """The commit behind ``ORG/NAME@REVISION``, and its files here.
+    """Find the commit behind ``ORG/NAME@REVISION``, and its files here.
 
     Raises:
         FolderRefused: no such model or revision.
@@ -183,7 +183,7 @@ def _preload(model: Pinned) -> str:
 
 
 def requirements() -> str:
-    """What the page imports, at the versions it was tested with here."""
+    """List what the page imports, at the versions it was tested with here."""
     wanted = []
     for line in requires("covid-xct") or ():
         needed, _, condition = line.partition(";")
@@ -194,7 +194,7 @@ def requirements() -> str:
 
 
 def _readme(repo_id: str, models: list[Pinned], front: dict, text: str) -> bytes:
-    """README.md of a Space: front matter, and what the page is in plain sentences."""
+    """Write README.md of a Space: front matter, and what the page is in plain sentences."""
     on_hub = [model.name for model in models if model.commit]
     head = {
         "title": repo_id.rpartition("/")[2],

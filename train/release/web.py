@@ -120,7 +120,7 @@ def check_web(folder: hub_folder.HubFolder, web: Path, validation: "Dataset") ->
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
-    """P(COVID) (N,) from logits (N, 2)."""
+    """Compute P(COVID) (N,) from logits (N, 2)."""
     return expit(np.diff(logits.astype(np.float64), axis=1)[:, 0])
 
 

@@ -1,16 +1,19 @@
-"""Writes prepared pictures as a folder that `datasets.load_dataset` opens anywhere: parquet shards and a
-card."""
+"""Write prepared pictures as a folder that `datasets.load_dataset` opens anywhere: parquet shards and a card."""
 
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hub_model.hub_folder import LABELS
 
 from .manifest import Entry, counts
 from .split import LEAKING, SPLITS, split_hash
+
+if TYPE_CHECKING:
+    import datasets
 
 FORMAT = 1
 ROW_GROUP = 100
@@ -27,8 +30,8 @@ HOW_SPLIT = {
 }
 
 
-def features():
-    """Columns of a prepared data set; COVID is class 1."""
+def features() -> "datasets.Features":
+    """Describe the columns of a prepared data set; COVID is class 1."""
     import datasets
 
     text = datasets.Value("string")
@@ -68,7 +71,7 @@ def _line(entry: Entry, image: bytes) -> dict:
 class _Shards:
     """The shards of one split; holds at most one row group."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.schema = features().arrow_schema
         self.lines: list[dict] = []
