@@ -83,7 +83,7 @@ class ArchiveRefused(Refused):
 
 
 def is_archive(path: str | os.PathLike) -> bool:
-    """Whether a file is a zip or tar: by its name, or by its first bytes where the name has no suffix."""
+    """Say whether a file is a zip or tar: by its name, or by its first bytes where the name has no suffix."""
     path = Path(path)
     if path.name.lower().endswith((ZIP_SUFFIX, *TAR_SUFFIXES)):
         return path.is_file()
@@ -128,7 +128,7 @@ class Archive:
         return content
 
     def head(self, member: Member, count: int) -> bytes:
-        """The first bytes of a member, at most `count`; raises as `read` does."""
+        """Read the first bytes of a member, at most `count`; raises as `read` does."""
         return self._content(member, count)
 
     def _content(self, member: Member, count: int) -> bytes:
@@ -147,6 +147,7 @@ class Archive:
             return _unpacked(self._opened, info, count)
 
     def close(self) -> None:
+        """Close the file."""
         self._opened.close()
         self._file.close()
 
@@ -271,7 +272,7 @@ def _at_most(stream: IO[bytes], count: int) -> bytes:
 
 
 def _unpacked(opened: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> bytes:
-    """The first bytes of a bzip2 or LZMA entry; zipfile itself would unpack such data without a bound.
+    """Unpack the first bytes of a bzip2 or LZMA entry; zipfile itself would unpack such data without a bound.
 
     Source: PKWARE's APPNOTE 5.8.8 for what stands before LZMA data.
     """
@@ -297,7 +298,9 @@ def _unpacked(opened: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> byt
 
 
 def _check_overlap(infos: list[zipfile.ZipInfo], end: int) -> None:
-    """Entries that share bytes let a small file unpack to terabytes (Fifield, 'A better zip bomb', WOOT 2019)."""
+    """Refuse entries that share bytes: a small file could unpack to terabytes (Fifield, 'A better zip bomb', WOOT
+    2019).
+    """
     places = sorted((info.header_offset, info.compress_size) for info in infos)
     for (start, size), (following, _) in pairwise([*places, (end, 0)]):
         if start + 30 + size > following:  # 30 bytes is the least that a local header takes
@@ -308,7 +311,7 @@ def _check_overlap(infos: list[zipfile.ZipInfo], end: int) -> None:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name as it was meant: zipfile takes names without the UTF-8 flag for code page 437."""
+    """Give a name as it was meant: zipfile takes names without the UTF-8 flag for code page 437."""
     name = info.orig_filename.partition("\0")[0]
     if info.flag_bits & 0x800:
         return name
@@ -336,7 +339,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unpacked_start(stream: IO[bytes]) -> bytes:
-    """The first block of a tar, unpacked; what there is of it in other files."""
+    """Unpack the first block of a tar; of other files, what there is of it."""
     stream.seek(0)
     head = stream.read(512)
     stream.seek(0)
@@ -416,7 +419,7 @@ def _leads_outside(name: str) -> bool:
 
 
 def _posix(name: str) -> str:
-    """'CT\\\\COVID\\\\./1.png' -> 'CT/COVID/1.png'; empty for a name that names nothing, such as '.'."""
+    """Write a name with slashes: 'CT\\COVID\\./1.png' -> 'CT/COVID/1.png'; empty for a name of nothing, such as '.'."""
     return "/".join(part for part in re.split(r"[/\\]", name) if part not in ("", "."))
 
 

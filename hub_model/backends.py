@@ -100,7 +100,7 @@ class Session:
         return session
 
     def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs by name for inputs by name."""
+        """Compute outputs by name from inputs by name."""
         if os.getpid() != self._process:  # after a fork the threads of the session are not there
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # taking it down would wait for them
             self._session, self._process = self._started(), os.getpid()
@@ -138,6 +138,7 @@ class OnnxRuntime:
             )
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
+        """Look at pixels; see `Backend`."""
         logits, heat, features = self._session.run(
             ["logits", "heatmap", "features"], {"pixel_values": pixels}
         )
@@ -188,6 +189,7 @@ class TorchNetwork:
         self._process = os.getpid()
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
+        """Look at pixels; see `Backend`."""
         torch, evidence = self._torch, self._evidence
         if (
             os.getpid() != self._process

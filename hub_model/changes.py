@@ -74,19 +74,19 @@ def resampled(grey: Grey, side: int) -> Grey:
 
 
 def toned(grey: Grey, gamma: float = 1.0, centre: float = 0.5, width: float = 1.0) -> Grey:
-    """Another grey-level curve: exponent of the levels in 0..1, then a window of that centre and width."""
+    """Change the grey-level curve: exponent of the levels in 0..1, then a window of that centre and width."""
     levels = (np.arange(256) / 255) ** gamma
     levels = ((levels - centre) / width + 0.5).clip(0, 1)
     return (levels * 255).round().astype(np.uint8)[grey]
 
 
 def blurred(grey: Grey, share: float) -> Grey:
-    """Gaussian blur; standard deviation as a share of the shorter side."""
+    """Blur by a Gaussian; standard deviation as a share of the shorter side."""
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(share * min(grey.shape))))
 
 
 def sharpened(grey: Grey, factor: float) -> Grey:
-    """Pillow's sharpness: 1 leaves the picture as it is."""
+    """Sharpen as Pillow does: 1 leaves the picture as it is."""
     return np.asarray(ImageEnhance.Sharpness(Image.fromarray(grey)).enhance(factor))
 
 

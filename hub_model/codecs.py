@@ -38,7 +38,7 @@ class StreamRefused(ValueError):
 
 
 class Stream(NamedTuple):
-    """What a compressed frame says of itself."""
+    """What the header of a compressed frame states."""
 
     width: int
     height: int
@@ -86,7 +86,7 @@ def decoded(frame: bytes, syntax: str, tags: Dataset) -> np.ndarray:
 
 
 def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np.ndarray:
-    """JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
+    """Decode JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
     import imagecodecs
 
     # of a stream that is cut, libjpeg makes half a picture without a word, and CharLS looks for the rest for seconds
@@ -119,7 +119,7 @@ def _by_pydicom(image: Dataset, data: bytes, syntax: str, **options: Any) -> np.
 
 
 def _native(frame: bytes, syntax: str, image: Dataset) -> np.ndarray:
-    """Frames that unpack to cells as they lie in an uncompressed file."""
+    """Decode frames that unpack to cells as they lie in an uncompressed file."""
     size = image.Rows * image.Columns * image.SamplesPerPixel * ((image.BitsAllocated + 7) // 8)
     if syntax == uid.RLELossless:
         frame = _rle(frame, size, image.Rows * image.Columns, (image.BitsAllocated + 7) // 8)
@@ -192,7 +192,7 @@ def _codestream(frame: bytes) -> bytes:
         length, kind = struct.unpack(">L4s", frame[place : place + 8])
         if kind == b"jp2c":
             return frame[place + (16 if length == 1 else 8) :]
-        if length < 8:  # pydicom would stay at an empty box for ever
+        if length < 8:  # pydicom would read an empty box again and again
             break
         place += length
     raise StreamRefused("no codestream in the JP2 file")

@@ -110,7 +110,7 @@ def read_png(stream: BinaryIO) -> Deep | None:
 
 
 def _chunks(stream: BinaryIO) -> Any:
-    """(name, body) of each chunk that matters here, in their order (PNG specification, 5.3)."""
+    """Yield name and body of each chunk that matters here, in their order (PNG specification, 5.3)."""
     stream.seek(8)
     while len(head := stream.read(8)) == 8:
         length, name = struct.unpack(">L4s", head)
@@ -227,7 +227,7 @@ def read_tiff(stream: BinaryIO, tags: ImageFileDirectory_v2, known: bool = True)
 
 
 def _plane(stream: BinaryIO, tags: ImageFileDirectory_v2, number: int, planes: int, bits: int) -> np.ndarray:
-    """The bytes of one plane, unpacked, (height, bytes a row) uint8; of tiles, the last one of a row whole.
+    """Unpack one plane, (height, bytes a row) uint8; of tiles, the last one of a row whole.
 
     The file is declared anew as a TIFF of 8-bit grey levels: a directory behind its end, and a header to match.
     """
@@ -265,7 +265,7 @@ def _plane(stream: BinaryIO, tags: ImageFileDirectory_v2, number: int, planes: i
 
 
 def _numbers(rows: np.ndarray, name: str, order: str, samples: int, block: int, predictor: int) -> np.ndarray:
-    """Bytes (H, bytes a row) -> numbers (H, W, samples), the predictor (TIFF 6.0, section 14) undone.
+    """Convert bytes (H, bytes a row) to numbers (H, W, samples), the predictor (TIFF 6.0, section 14) undone.
 
     Args:
         rows: from `_plane`.

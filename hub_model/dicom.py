@@ -131,7 +131,7 @@ class Plane(NamedTuple):
 
 
 def lung_window(hu: np.ndarray) -> np.ndarray:
-    """Hounsfield units, any shape -> uint8: -1350 HU and below 0, 150 HU and above 255, linear between."""
+    """Show Hounsfield units of any shape as uint8: -1350 HU and below 0, 150 HU and above 255, linear between."""
     low, high = LUNG_WINDOW
     return np.rint((np.clip(hu, low, high) - low) / (high - low) * 255).astype(np.uint8)
 
@@ -294,7 +294,7 @@ def _greys_of(
 
 
 def _undecodable(syntax: str | None) -> Reason:
-    """What is said of pixels that cannot be unpacked."""
+    """Say that pixels cannot be unpacked."""
     if syntax not in codecs.READ:
         return Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
     name = _name_of(syntax)
@@ -306,7 +306,7 @@ def _undecodable(syntax: str | None) -> Reason:
 
 
 def _grey(cells: np.ndarray, tags: Dataset, syntax: str | None, modality: str | None) -> np.ndarray:
-    """Decoded cells -> uint8."""
+    """Convert decoded cells to uint8."""
     if cells.ndim == 3 or tags.PhotometricInterpretation == "PALETTE COLOR":
         colours = cells if cells.ndim == 3 else apply_color_lut(cells, tags)
         return grey_of_colour(to_8_bit(colours[..., :3]))
@@ -374,14 +374,14 @@ def _check_syntax(syntax: uid.UID | None) -> None:
 
 
 def _name_of(syntax: str) -> str:
-    """The standard's name of a transfer syntax; empty for one that it does not name."""
+    """Give the standard's name of a transfer syntax; empty for one that it does not name."""
     if syntax == codecs.DEFLATED_FRAMES:
         return "Deflated Image Frame Compression"
     return uid.UID_dictionary[syntax][0] if syntax in uid.UID_dictionary else ""
 
 
 def _numbers(tags: Dataset, keyword: str) -> list[float]:
-    """The numbers of an element; none where it is missing, empty, or holds anything but finite numbers.
+    """Read the numbers of an element; none where it is missing, empty, or holds anything but finite numbers.
 
     Decimal commas count as points: some programs write numbers as their user's country does.
     """
@@ -404,12 +404,12 @@ def _numbers(tags: Dataset, keyword: str) -> list[float]:
 
 
 def _number(tags: Dataset, keyword: str) -> float | None:
-    """The first number of an element, None where `_numbers` finds none."""
+    """Read the first number of an element, None where `_numbers` finds none."""
     return next(iter(_numbers(tags, keyword)), None)
 
 
 def _word(tags: Dataset, keyword: str) -> str:
-    """The text of an element in capitals, empty where it is missing."""
+    """Read the text of an element in capitals, empty where it is missing."""
     return str(tags.get(keyword) or "").strip(" \0").upper()
 
 
@@ -492,7 +492,7 @@ _GROUPS = frozenset(
 
 
 def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
-    """One frame as it lies in its cells: (H, W), or (H, W, 3) as RGB."""
+    """Read one frame as it lies in its cells: (H, W), or (H, W, 3) as RGB."""
     stream.seek(0)
     if header.tags.get("SamplesPerPixel", 1) not in (1, 3):
         raise ValueError("neither grey nor three colours")
@@ -526,7 +526,7 @@ def _cells(stream: BinaryIO, header: Header, index: int) -> np.ndarray:
 
 
 def _one_frame(stream: BinaryIO, header: Header, index: int) -> Dataset | None:
-    """A data set with the pixels of one uncompressed frame, read alone; None where they are not whole bytes.
+    """Make a data set with the pixels of one uncompressed frame, read alone; None where they are not whole bytes.
 
     pydicom would parse the whole header for each frame, which for an enhanced CT takes longer than the frame.
     """
@@ -573,7 +573,7 @@ def _stored(cells: np.ndarray, tags: Dataset, syntax: str | None) -> np.ndarray:
 
 
 def _padding(cells: np.ndarray, stored: np.ndarray, tags: Dataset) -> np.ndarray | None:
-    """Where padding lies, (H, W) bool, or None where the file names none (PS3.3 C.7.5.1.1.2).
+    """Find where padding lies, (H, W) bool, or None where the file names none (PS3.3 C.7.5.1.1.2).
 
     Looked for in whole cells and in the stored bits: in old files the padding value does not fit into the latter.
     """
@@ -598,7 +598,7 @@ def _padding(cells: np.ndarray, stored: np.ndarray, tags: Dataset) -> np.ndarray
 
 
 def _displayed(cells: np.ndarray, tags: Dataset, syntax: str | None, modality: str | None) -> np.ndarray:
-    """(H, W) cells -> uint8 as on a viewer."""
+    """Show cells (H, W) as a viewer does, uint8."""
     stored = _stored(cells, tags, syntax)
     padded = _padding(cells, stored, tags)
     if tags.BitsAllocated == 1:
@@ -657,7 +657,7 @@ def _lookup_table(item: Dataset, signed: bool) -> _Table | None:
 def _in_hounsfield(
     values: np.ndarray, inside: np.ndarray | None, tags: Dataset, modality: str | None
 ) -> bool:
-    """Whether rescaled values are HU: by the file's own word, or because they can be nothing else.
+    """Say whether rescaled values are HU: by the file's own word, or because they can be nothing else.
 
     Raises:
         ImageRefused: CT whose values are not HU, or whose file does not say how they become HU; HU where an
@@ -701,7 +701,7 @@ def _in_hounsfield(
 
 
 def _reaches_lung_and_tissue(dtype: np.dtype, tags: Dataset, slope: float, intercept: float) -> bool:
-    """Whether the bits of the file can hold HU from lung to soft tissue at all."""
+    """Say whether the bits of the file can hold HU from lung to soft tissue at all."""
     if "FloatPixelData" in tags or "DoubleFloatPixelData" in tags:
         return True
     bits = int(tags.BitsStored)
@@ -754,7 +754,7 @@ def _through_window(values: np.ndarray, center: float, width: float, function: s
 
 
 def _if_it_shows(grey: np.ndarray, inside: np.ndarray | None) -> np.ndarray | None:
-    """Grey levels rounded to uint8, None where only one is left."""
+    """Round grey levels to uint8, None where only one is left."""
     shown = grey if inside is None else grey[inside]
     if not shown.min() < shown.max():
         return None
@@ -771,7 +771,7 @@ def _with_square_pixels(grey: np.ndarray, tags: Dataset) -> np.ndarray:
 
 
 def with_square_pixels(grey: np.ndarray, high: float, wide: float) -> np.ndarray:
-    """Enlarge, bilinearly, along the side on which pixels are longer: (H, W) uint8 -> uint8.
+    """Enlarge a picture, bilinearly, along the side on which pixels are longer: (H, W) uint8 -> uint8.
 
     Raises:
         ImageRefused: one side is more than `MAX_STRETCH` times the other.

@@ -37,12 +37,12 @@ def view(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def log_odds(logits: Tensor, class_index: int = 1) -> Tensor:
-    """Log-odds (N,) of one of two classes, from logits (N, 2)."""
+    """Compute the log-odds (N,) of one of two classes from logits (N, 2)."""
     return logits[:, class_index] - logits[:, 1 - class_index]
 
 
 def gradient(model: nn.Module, features: Tensor, class_index: int = 1) -> Tensor:
-    """Gradient of the log-odds by the feature map (N, C, h, w), through the head alone.
+    """Compute the gradient of the log-odds by the feature map (N, C, h, w), through the head alone.
 
     No hook is set and no parameter's `.grad` touched, so threads may share the model.
     """
@@ -55,7 +55,7 @@ def gradient(model: nn.Module, features: Tensor, class_index: int = 1) -> Tensor
 
 
 def local_evidence(features: Tensor, gradient: Tensor, odds: Tensor) -> Tensor:
-    """Local log-odds (N, h, w), whose mean over places is `odds` (N,); at most MAX_PLACES a side."""
+    """Compute local log-odds (N, h, w), whose mean over places is `odds` (N,); at most MAX_PLACES a side."""
     local = (features * gradient).sum(1) * (features.shape[2] * features.shape[3])
     if max(local.shape[1:]) > MAX_PLACES:
         local = adaptive_avg_pool2d(local, [min(side, MAX_PLACES) for side in local.shape[1:]])
@@ -63,7 +63,7 @@ def local_evidence(features: Tensor, gradient: Tensor, odds: Tensor) -> Tensor:
 
 
 def heat_map(model: nn.Module, pixels: Tensor, class_index: int = 1) -> np.ndarray:
-    """Where one picture speaks for the class.
+    """Compute where one picture speaks for the class.
 
     Args:
         model: A timm network with two logits, in evaluation mode, whose `forward_features` is a map (N, C, h,
@@ -88,9 +88,7 @@ def heat_map(model: nn.Module, pixels: Tensor, class_index: int = 1) -> np.ndarr
 
 
 def heat_map_of_features(model: nn.Module, features: Tensor, class_index: int = 1) -> np.ndarray:
-    """`heat_map` for a feature map (1, C, h, w) that is at hand already; saves a second run of the
-    network.
-    """
+    """Compute the heat map of a feature map (1, C, h, w) that is at hand already; saves a second run of the network."""
     if features.ndim != 4:
         raise ValueError(
             f"This network's features have the shape {tuple(features.shape)}; a heat map needs (N, C, h, w). "

@@ -78,13 +78,13 @@ def walk(folder: str | os.PathLike) -> Walked:
 
 
 def is_rubbish(name: str, is_folder: bool = False) -> bool:
-    """Whether systems, viewers or editors leave files or folders of that name; hidden ones count."""
+    """Say whether systems, viewers or editors leave files or folders of that name; hidden ones count."""
     hidden = name.startswith(".") and name != ".."
     return hidden or name.lower() in (RUBBISH_FOLDERS if is_folder else RUBBISH_FILES)
 
 
 def shown(path: str | os.PathLike) -> str:
-    r"""A path as text that can be written down, also where its bytes are no UTF-8: b"caf\xe9" -> r"caf\xe9"."""
+    """Write a path as text, also where its bytes are no UTF-8: b"caf\\xe9" -> r"caf\\xe9"."""
     return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -104,7 +104,7 @@ def _identity(info: os.stat_result) -> tuple[int, int]:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """None for a link that leads nowhere or in a circle."""
+    """Stat a path; None for a link that leads nowhere or in a circle."""
     try:
         return path.stat()
     except OSError:

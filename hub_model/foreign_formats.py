@@ -1,4 +1,4 @@
-"""Know a file that is no picture of ours by its first bytes, and say what to do with it.
+"""Recognise files that are no pictures this package reads, by their first bytes, and say what to do with them.
 
 Whoever renames a file, or drops what the browser saved, learns what it is.
 """
@@ -106,7 +106,7 @@ def _in_gzip(head: bytes) -> tuple[str, str]:
 
 
 def _volume(head: bytes) -> str | None:
-    """NIfTI and its ancestor tell themselves by the size of their header; MetaImage begins as text."""
+    """Recognise NIfTI and its ancestor by the size of their header, MetaImage by its text."""
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):
         return "NIfTI"
     if head[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c") and len(head) > 348:

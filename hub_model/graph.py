@@ -35,7 +35,7 @@ _graphs: dict[str, tuple[onnx.ModelProto, dict[str, str | None]]] = {}
 
 
 def write_graph(config: dict, weights: Tensors, place: object = "config") -> bytes:
-    """The graph of the network that ``config`` names, over the tensors of a safetensors file.
+    """Write the graph of the network that ``config`` names, over the tensors of a safetensors file.
 
     Args:
         config: ``config.json``.
@@ -63,7 +63,7 @@ def write_graph(config: dict, weights: Tensors, place: object = "config") -> byt
 def plain_graph(
     module: nn.Module, given: str, answer: str, shape: tuple[int, ...], weights: Tensors, file: str
 ) -> bytes:
-    """The graph of any module of one input and one output, over the tensors of a safetensors file.
+    """Write the graph of any module of one input and one output, over the tensors of a safetensors file.
 
     Args:
         module: in evaluation mode; the file holds its tensors by their own names.
@@ -113,7 +113,7 @@ def plain_graph(
 def check_answers(
     ours: OnnxRuntime, truth: TorchNetwork, pixels: np.ndarray, place: object
 ) -> dict[str, float]:
-    """Largest differences of two backends on the same pixels (N, 3, H, W), by output.
+    """Measure the largest differences of two backends on the same pixels (N, 3, H, W), by output.
 
     Raises:
         FolderRefused: one is above its MAX_DIFFERENCE.
@@ -141,7 +141,9 @@ def check_answers(
 
 
 def _differences(found: View, expected: View) -> dict[str, float]:
-    """Largest difference by output, against its largest value or 1: a sum is rounded as its largest terms are."""
+    """Measure the largest difference by output, relative to its largest value or 1: a sum is rounded as its largest
+    terms are.
+    """
     return {
         name: float(np.abs(a - b).max() / max(1, np.abs(b).max())) if a.shape == b.shape else np.inf
         for name, a, b in zip(OUTPUTS, found, expected, strict=True)
@@ -149,7 +151,7 @@ def _differences(found: View, expected: View) -> dict[str, float]:
 
 
 def _accepted(differences: dict[str, float], further: dict[str, float] | None = None) -> bool:
-    """Whether all lie within MAX_DIFFERENCE, or within what is accepted besides; NaN never does."""
+    """Say whether all lie within MAX_DIFFERENCE, or within what is accepted besides; NaN never does."""
     further = further or {}
     return all(
         differences[name] <= max(limit, further.get(name, 0)) for name, limit in MAX_DIFFERENCE.items()
@@ -157,7 +159,7 @@ def _accepted(differences: dict[str, float], further: dict[str, float] | None = 
 
 
 def _pictures(count: int, size: list[int]) -> np.ndarray:
-    """Pixels to compare answers on: noise and slopes, the same every time."""
+    """Make pixels to compare answers on: noise and slopes, the same every time."""
     random = np.random.default_rng(0)
     slope = np.linspace(-1, 1, size[2], dtype=np.float32)
     return (random.standard_normal((count, *size)).astype(np.float32) + slope) / 2
@@ -177,6 +179,7 @@ class Scored(nn.Module):
         self.slope = head_gradient(model, pixels)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute logits, heat map and guard features of pixels (N, 3, H, W)."""
         logits, last, features = evidence.view(self.model, pixel_values)
         last = last.contiguous()
         local = evidence.local_evidence(last, self.slope(last), evidence.log_odds(logits, COVID))
@@ -184,7 +187,7 @@ class Scored(nn.Module):
 
 
 def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
-    """`evidence.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
+    """Write `evidence.gradient` as a graph of forward operations, feature map (N, C, h, w) -> the same shape."""
 
     def convolution_backward(
         grad: Tensor,
@@ -219,7 +222,7 @@ def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
 def _exported(
     model: nn.Module, pixels: Tensor, place: object
 ) -> tuple[onnx.ModelProto, dict[str, str | None]]:
-    """The graph without the values of weights, and by which name of the file each of its tensors goes."""
+    """Export the graph without the values of weights, and say by which name of the file each of its tensors goes."""
     with torch.no_grad():
         if model.forward_features(pixels[:1]).ndim != 4:
             raise FolderRefused(

@@ -53,7 +53,7 @@ def check_graph(graph: bytes, weights: Tensors, file: str = WEIGHTS) -> None:
 
 
 def _model_field(number: int, value: bytes | int) -> bool:
-    """Whether a field of the model is its graph; raises for one that is not accepted."""
+    """Say whether a field of the model is its graph; raise for one that is not accepted."""
     if number in (MODEL_TRAINING, MODEL_FUNCTIONS):
         raise ValueError("it brings functions or training steps of its own")
     if number == MODEL_OPSETS:
@@ -88,7 +88,7 @@ def _check_nodes(graph: bytes, places: dict, file: str) -> None:
 
 
 def _check_tensor(tensor: bytes, places: dict, file: str) -> None:
-    """A tensor holds its own values, or says where in the weights they lie."""
+    """Check that a tensor holds its own values, or says where in the weights they lie."""
     dims, kind, name, external, elsewhere = [], None, "", {}, 0
     for number, value in _fields(tensor):
         if number == TENSOR_DIMS:
@@ -122,7 +122,7 @@ def _check_tensor(tensor: bytes, places: dict, file: str) -> None:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field; bytes for texts, inner messages and packed numbers."""
+    """Yield number and value of each field; bytes for texts, inner messages and packed numbers."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

@@ -12,8 +12,7 @@ OPACITY = 0.6  # of the strongest evidence
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The grey picture in RGB, same size, tinted orange where the map speaks for the class and blue where
-    against.
+    """Tint the grey picture, in RGB of the same size: orange where the map speaks for the class, blue where against.
 
     The tint is a fixed function of the map's value, the same in every picture; `legend` shows it.
     """
@@ -24,9 +23,7 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 def legend(
     width: int = 320, labels: tuple[str, str, str] = ("against COVID", "neutral", "for COVID")
 ) -> Image.Image:
-    """The colour scale of `overlay` as a strip of RGB, `width` pixels wide, from 0 at the left to 1 at the
-    right.
-    """
+    """Draw the colour scale of `overlay` as a strip of RGB, `width` pixels wide: 0 at the left, 1 at the right."""
     bar, margin = 14, 18
     strip = np.zeros((bar + margin, width, 3), np.float32)
     strip[:bar] = 128
@@ -40,7 +37,7 @@ def legend(
 
 
 def _tint(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Blends (H, W, 3) in 0..255 with the colours of the map (H, W) in 0..1."""
+    """Blend (H, W, 3) in 0..255 with the colours of the map (H, W) in 0..1."""
     strength = OPACITY * np.abs(2 * heat - 1)[..., None]
     colour = np.where(heat[..., None] > 0.5, np.float32(FOR), np.float32(AGAINST))
     return ((1 - strength) * grey + strength * colour).round().clip(0, 255).astype(np.uint8)

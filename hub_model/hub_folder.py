@@ -84,7 +84,7 @@ class HubFolder:
         return self.screening["modality"]
 
     def weights(self) -> Tensors:
-        """The tensors of ``model.safetensors``.
+        """Read the tensors of ``model.safetensors``.
 
         Raises:
             FolderRefused: the file is damaged, or not the one that the operating points were chosen for.
@@ -92,7 +92,7 @@ class HubFolder:
         return _weights(self.path, self.screening)
 
     def graph(self) -> bytes:
-        """The contents of ``model.onnx``; in a folder of an older version, made now where torch is installed.
+        """Read ``model.onnx``; in a folder of an older version, make it now where torch is installed.
 
         Raises:
             FolderRefused: there is none and it cannot be made here, or it is not the one that was saved with the
@@ -164,7 +164,7 @@ class HubFolder:
 
 
 def embedded() -> dict[str, Path]:
-    """Checkpoints that ship inside the package, by name."""
+    """List the checkpoints that ship inside the package, by name."""
     root = Path(str(resources.files(__package__) / "checkpoints"))
     return {name: root / name for name in MODALITIES if (root / name / CONFIG).is_file()}
 
@@ -292,7 +292,7 @@ def _weights(path: Path, screening: dict) -> Tensors:
 
 
 def _guard(path: Path, screening: dict) -> dict[str, np.ndarray] | None:
-    """Arrays of ``guard.safetensors``, which must be there exactly where ``screening.json`` has limits for it."""
+    """Read the arrays of ``guard.safetensors``, which must be there exactly where ``screening.json`` has limits."""
     file, limits = member(path, GUARD), (screening.get("guard") or {}).get("limits")
     if not file.exists() and not limits:
         return None
@@ -327,8 +327,9 @@ def _guard(path: Path, screening: dict) -> dict[str, np.ndarray] | None:
 def transform_of(
     config: dict, finder: lungs.LungFinder | None = None
 ) -> "Callable[[Image.Image], torch.Tensor]":
-    """The one preprocessing as a function from a grey picture to a tensor (3, H, W); see `preprocess`. With a finder,
-    of the picture cut to its lungs.
+    """Make the one preprocessing (see `preprocess`) as a function from a grey picture to a tensor (3, H, W).
+
+    With a finder, the picture is cut to its lungs first.
     """
     import torch
 
@@ -505,7 +506,7 @@ def _storable(state: "dict[str, torch.Tensor]", half: bool) -> "dict[str, torch.
 
 
 def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_features: int) -> dict:
-    """``config.json`` as timm and TimmWrapper read it.
+    """Make ``config.json`` as timm and TimmWrapper read it.
 
     ``dtype`` keeps transformers computing in float32 when the file stores halves; ``model_args`` must not repeat
     num_classes, which TimmWrapper passes by itself (transformers 5.23 with timm 1.0.31).
@@ -526,6 +527,7 @@ def make_config(architecture: str, model_args: dict, pretrained_cfg: dict, num_f
 
 
 def sha256(path: Path) -> str:
+    """Hash a file (SHA-256, hexadecimal)."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -66,7 +66,7 @@ def read_image(source: Any, *, frame: int | None = None, modality: str | None = 
 def read_for(
     source: Any, modalities: Sequence[str | None], *, frame: int | None = None
 ) -> dict[str | None, Image.Image | ImageRefused]:
-    """As `read_image` for each of several modalities, but the source is read and decoded once.
+    """Read as `read_image` does for each of several modalities, but fetch and decode the source once.
 
     Args:
         source: as for `read_image`.
@@ -96,7 +96,7 @@ def read_for(
 
 
 def frame_count(source: Any) -> int:
-    """Number of frames or pages in what `read_image` takes; no pixel is decoded.
+    """Count the frames or pages in what `read_image` takes; no pixel is decoded.
 
     Raises:
         ImageRefused: no picture, or damaged.
@@ -123,7 +123,7 @@ def slice_place(source: Any) -> tuple | None:
 
 @contextmanager
 def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
-    """The array, the picture, or the file as a seekable stream; names the source in every refusal.
+    """Open the source as an array, a picture or a seekable stream; names it in every refusal.
 
     Raises:
         ImageRefused: there is no such file, it is empty, or has more than `limit` bytes (`MAX_BYTES` by default).
@@ -161,7 +161,7 @@ def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image
 
 
 def _named(source: Any, refusal: ImageRefused) -> ImageRefused:
-    """The refusal with the name of the source and what is accepted."""
+    """Give the refusal with the name of the source and what is accepted."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
     name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
     code, values = refusal.reason.code, refusal.reason.values
@@ -182,7 +182,9 @@ def _limited(stream: BinaryIO, most: int) -> BinaryIO:
 
 
 def is_dicom(stream: BinaryIO) -> bool:
-    """By the mark after the preamble or, where that is missing, by a first element of group 0002 or 0008."""
+    """Recognise DICOM by the mark after the preamble or, where that is missing, by a first element of group 0002 or
+    0008.
+    """
     head = stream.read(132)
     stream.seek(0)
     return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
@@ -271,7 +273,7 @@ def _read_file(stream: BinaryIO, frame: int | None) -> np.ndarray:
 
 
 def _frames_of(picture: Image.Image) -> int:
-    """Number of frames of an open picture; a phone's JPEG is one, whatever previews it holds beside it (MPO)."""
+    """Count the frames of an open picture; a phone's JPEG is one, whatever previews it holds beside it (MPO)."""
     with decoding():
         return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
@@ -325,7 +327,7 @@ def _check_jpeg(stream: BinaryIO) -> None:
 
 
 def _grey_of_deep(read: deep.Deep) -> np.ndarray:
-    """Numbers of any type, with transparency -> uint8, upright."""
+    """Convert numbers of any type, with transparency, to uint8, upright."""
     inside = None if read.alpha is None else read.alpha > 0
     values = read.values
     if values.ndim == 3:
@@ -342,7 +344,7 @@ def _grey_of_deep(read: deep.Deep) -> np.ndarray:
 
 
 def _grey_of_picture(picture: Image.Image, index: int) -> np.ndarray:
-    """Frame `index` of an open picture -> uint8, upright; the picture is left where it stood."""
+    """Convert frame `index` of an open picture to uint8, upright; the picture is left where it stood."""
     check_size(*picture.size)
     with decoding():
         stood = picture.tell()

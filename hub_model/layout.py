@@ -43,7 +43,7 @@ class FolderRefused(Refused):
 
 
 def member(folder: Path, name: str) -> Path:
-    """The path of a file of the folder, which may be missing.
+    """Give the path of a file of the folder, which may be missing.
 
     A link may point within the folder, or to where the Hub's cache keeps the files of the same repository.
 
@@ -63,7 +63,7 @@ def member(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object without NaN or infinity.
+    """Read a JSON object without NaN or infinity.
 
     Raises:
         FolderRefused: missing, too large, no JSON, or not an object.
@@ -106,7 +106,7 @@ Rule = Callable[[Any], str | None] | Mapping[str, Any] | Each
 
 
 def is_number(value: Any) -> bool:
-    """A finite number; True and False are none."""
+    """Say whether a value is a finite number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -202,7 +202,7 @@ POINT_RULES = Each({"threshold": number(0, 1), "abstain?": _band, "target?": tex
 
 
 def problem(value: Any, rule: Rule, where: str = "") -> str | None:
-    """The first thing that is not as the rule says, in words; None where all is."""
+    """Describe the first thing that is not as the rule says; None where all is."""
     if isinstance(rule, Each):
         rule = dict.fromkeys(value, rule.rule) if isinstance(value, dict) else {}
     if not isinstance(rule, Mapping):
@@ -227,7 +227,7 @@ def _shown(value: Any) -> str:
 
 
 def read_config(folder: Path) -> dict:
-    """``config.json``, checked.
+    """Read ``config.json`` and check it.
 
     Raises:
         FolderRefused: a key is missing or has a value that is not accepted, or labels are in another order.
@@ -245,7 +245,7 @@ def read_config(folder: Path) -> dict:
 
 
 def read_screening(folder: Path) -> dict:
-    """``screening.json``, checked.
+    """Read ``screening.json`` and check it.
 
     Raises:
         FolderRefused: another format or modality, or a threshold, band or limit that is no number in its range.
@@ -285,7 +285,7 @@ class Tensors:
         return 8 + int.from_bytes(self.content[:8], "little")
 
     def array(self, name: str) -> np.ndarray:
-        """A read-only array on the bytes of the file."""
+        """Give one tensor as a read-only array on the bytes of the file."""
         place = self.header[name]
         kind = np.dtype(TYPES[place.kind])
         count = (place.stop - place.start) // kind.itemsize

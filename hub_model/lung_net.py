@@ -35,6 +35,7 @@ class LungNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Compute logits of lung, (N, 1, H, W), of equalised pictures of that shape."""
         kept, x = [], pictures
         for level in self.down[:-1]:
             x = level(x)
@@ -54,4 +55,5 @@ class Outlines(nn.Module):
         self.network = network
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Compute probabilities of lung, (N, 1, H, W), of equalised pictures of that shape."""
         return torch.sigmoid(self.network(pictures))

@@ -79,7 +79,7 @@ class Lungs:
 
 
 class LungFinder:
-    """Outlines lungs.
+    """Outline lungs.
 
     Args:
         network: equalised pictures (N, 1, SIDE, SIDE) float32 in 0..1 -> probabilities of the same shape.
@@ -94,12 +94,12 @@ class LungFinder:
         return self.find_all([image])[0]
 
     def find_all(self, images: list[Image.Image]) -> list[Lungs]:
-        """As `find`, in one run of the network."""
+        """Outline the lungs of several grey pictures, in one run of the network."""
         seen = np.stack([network_input(image) for image in images])[:, None]
         return [lungs_of(outline) for outline in self.network(seen)[:, 0]]
 
     def view(self, image: Image.Image) -> Image.Image:
-        """What a classifier with the view "lungs" sees of a picture; all of it where no lungs are found."""
+        """Show what a classifier with the view "lungs" sees of a picture; all of it where no lungs are found."""
         return seen(image, self.find(image))
 
 
@@ -116,7 +116,7 @@ class Shown(NamedTuple):
 
 
 def shown(image: Image.Image, finder: LungFinder | None, view: str = WHOLE) -> Shown:
-    """What a classifier with this view is shown of a picture; a picture without lungs it is not shown at all.
+    """Show what a classifier with this view is given of a picture, or refuse one without lungs.
 
     Args:
         image: grey picture (mode "L").
@@ -135,8 +135,9 @@ def shown(image: Image.Image, finder: LungFinder | None, view: str = WHOLE) -> S
 
 
 def network_input(image: Image.Image) -> np.ndarray:
-    """Grey picture (mode "L") -> (SIDE, SIDE) float32 in 0..1, histogram-equalised: a pixel's level is the share of
-    darker pixels, the brightest being 1.
+    """Make what the lung network sees of a grey picture (mode "L"): (SIDE, SIDE) float32 in 0..1, histogram-equalised.
+
+    A pixel's level is the share of darker pixels, the brightest being 1.
     """
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
     counts = np.bincount(small.ravel(), minlength=256)
@@ -154,7 +155,7 @@ def lungs_of(outline: np.ndarray) -> Lungs:
 
 
 def box_of(outline: np.ndarray) -> Box:
-    """The box that holds all but TAIL of the outline's mass on each side."""
+    """Draw the box that holds all but TAIL of the outline's mass on each side."""
     mass = np.where(outline >= FAINT, outline, 0)
     left, right = _span(mass.sum(0))
     top, bottom = _span(mass.sum(1))
@@ -168,7 +169,7 @@ def _span(profile: np.ndarray) -> tuple[float, float]:
 
 
 def cut(image: Image.Image, box: Box | None) -> Image.Image:
-    """The part of a picture inside a box, to whole pixels; the picture itself for None."""
+    """Cut a picture to a box, to whole pixels; None leaves it as it is."""
     if box is None:
         return image
     width, height = image.size
@@ -178,7 +179,7 @@ def cut(image: Image.Image, box: Box | None) -> Image.Image:
 
 
 def seen(image: Image.Image, lungs: Lungs) -> Image.Image:
-    """The picture cut to its lungs, its grey levels spread so that those inside the lungs are all equally frequent.
+    """Cut a picture to its lungs and spread its grey levels so that those inside the lungs are all equally frequent.
 
     A level becomes the share of lung that is darker: the exposure, the window and the grey curve of a film no longer
     show, and what lies around the lungs has no say in it.
@@ -193,7 +194,7 @@ def seen(image: Image.Image, lungs: Lungs) -> Image.Image:
 
 
 def placed(evidence: np.ndarray, box: Box | None) -> np.ndarray:
-    """A heat map of the view that was cut to a box, put back into the frame of the whole picture.
+    """Put a heat map of the view that was cut to a box back into the frame of the whole picture.
 
     Args:
         evidence: (h, w) in 0..1, neutral at 0.5.
@@ -217,7 +218,7 @@ def placed(evidence: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 def share_inside(evidence: np.ndarray, outline: np.ndarray) -> float:
-    """Share of the strength of a heat map's evidence that lies inside the lungs.
+    """Measure the share of the strength of a heat map's evidence that lies inside the lungs.
 
     Args:
         evidence: (h, w) in 0..1, neutral at 0.5, over the same frame as the outline.

@@ -9,7 +9,7 @@ from .layout import LABELS, FolderRefused, Tensors
 
 
 def build(config: dict, place: object = "config") -> torch.nn.Module:
-    """The untrained network that ``config`` names.
+    """Build the untrained network that ``config`` names.
 
     Raises:
         FolderRefused: an architecture that neither timm nor this package knows, or arguments timm does not take.
@@ -37,7 +37,7 @@ def build(config: dict, place: object = "config") -> torch.nn.Module:
 
 @torch.inference_mode(False)  # a network made in that mode could never be changed or trained
 def load(config: dict, weights: Tensors, place: object) -> torch.nn.Module:
-    """The network that ``config`` names with all of its weights, in float32 and evaluation mode.
+    """Load the network that ``config`` names with all of its weights, in float32 and evaluation mode.
 
     What the configuration asks for is compared with the tensors of the file before anything of that size is made.
 
@@ -55,7 +55,7 @@ def load(config: dict, weights: Tensors, place: object) -> torch.nn.Module:
 
 
 def _check_sizes(config: dict, weights: Tensors, place: object) -> None:
-    """No number among the arguments may be larger than what the weights can fill."""
+    """Refuse arguments with a number larger than what the weights can fill."""
     shapes = [place.shape for place in weights.header.values()]
     most = max([len(shapes), layout.SIDES[1], *(side for shape in shapes for side in shape)])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def preprocessing(config: dict) -> Callable[[Image.Image], np.ndarray]:
-    """The function from a grey 8-bit picture (PIL mode "L") to float32 pixels (3, H, W).
+    """Make the function from a grey 8-bit picture (PIL mode "L") to float32 pixels (3, H, W).
 
     Args:
         config: ``config.json``, as `layout.read_config` checks it.
