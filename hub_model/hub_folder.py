@@ -153,7 +153,7 @@ class HubFolder:
         """The lung network that travels in the folder; None where there is none.
 
         Raises:
-            LungsRefused: it is damaged or does not fit.
+            FolderRefused: it is damaged or does not fit.
         """
         return lungs.load(self.path)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from . import backends, layout
 from .graph_check import check_graph
 from .grey import ImageRefused
-from .refused import Reason, Refused
+from .refused import Reason
 from .whole import whole_file
 
 if TYPE_CHECKING:
@@ -51,10 +51,6 @@ NO_LUNG = Reason(
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as shares of the picture's width and height."""
-
-
-class LungsRefused(Refused):
-    """A folder of a lung network that is missing, damaged or of another layout."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ def load(path: str | os.PathLike) -> LungFinder | None:
     It runs on ONNX Runtime, as the graph `GRAPH` over the weights in `WEIGHTS`.
 
     Raises:
-        LungsRefused: its files are damaged, of another layout, or do not belong together.
+        FolderRefused: its files are damaged, of another layout, or do not belong together.
     """
     path = Path(path)
     if not (path / SETTINGS).is_file():
@@ -247,23 +243,25 @@ def load(path: str | os.PathLike) -> LungFinder | None:
         graph = layout.member(path, GRAPH).read_bytes()
         check_graph(graph, weights, WEIGHTS)
     except (OSError, layout.FolderRefused) as error:
-        raise LungsRefused(
+        raise layout.FolderRefused(
             f"{path}: the lung network cannot be opened. {error} Fetch the folder again."
         ) from error
     if settings.get("format") != FORMAT or settings.get("side") != SIDE:
-        raise LungsRefused(
+        raise layout.FolderRefused(
             f"{path / SETTINGS} is of another layout; expected format {FORMAT} and a side of {SIDE} pixels. A newer "
             "covid-xct may read it."
         )
     if settings.get("modality") not in layout.MODALITIES:
-        raise LungsRefused(f"{path / SETTINGS} does not say of which modality it is. Fetch the folder again.")
+        raise layout.FolderRefused(
+            f"{path / SETTINGS} does not say of which modality it is. Fetch the folder again."
+        )
     try:
         # one thread: the network is small, and several pictures are read at once
         session = backends.Session(graph, weights, threads=1, file=WEIGHTS)
     except layout.FolderRefused as error:
-        raise LungsRefused(f"{path / GRAPH} does not run. {error}") from error
+        raise layout.FolderRefused(f"{path / GRAPH} does not run. {error}") from error
     if [list(session.shapes.get(name, ()))[1:] for name in ("pictures", "outlines")] != [[1, SIDE, SIDE]] * 2:
-        raise LungsRefused(
+        raise layout.FolderRefused(
             f"{path / GRAPH} gives no outlines of {SIDE} pixels a side. Fetch the folder again."
         )
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from hub_model import lungs
 from hub_model.grey import ImageRefused
+from hub_model.layout import FolderRefused
 from hub_model.lung_net import LungNet
 
 
@@ -160,7 +161,7 @@ def test_damage_is_refused(folder, harm):
         file.write_text("{")
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 9}))
-    with pytest.raises(lungs.LungsRefused):
+    with pytest.raises(FolderRefused):
         lungs.load(folder)
 
 

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from hub_model.check.files import DataRefused
 from hub_model.dicom import lung_window
 from hub_model.images import frame_count, read_image
+from hub_model.refused import Refused
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.data.dataset import load_data
 from train.phantom.imaging import Pose, axial_slice, draw_scan, film
-from train.phantom.phantom import PhantomRefused, draw_patient, draw_view, grey, phantom
+from train.phantom.phantom import draw_patient, draw_view, grey, phantom
 from train.phantom.thorax import Thorax
 
 SIZE = 96  # pixels: enough for lungs, and fast
@@ -200,11 +201,11 @@ def test_a_finished_folder_is_left_alone_and_another_one_is_not_overwritten(fold
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert phantom(folder, n=14, size=SIZE) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    with pytest.raises(PhantomRefused, match=r"other settings \(seed 0\)"):
+    with pytest.raises(Refused, match=r"other settings \(seed 0\)"):
         phantom(folder, n=14, size=SIZE, seed=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(PhantomRefused, match="something else"):
+    with pytest.raises(Refused, match="something else"):
         phantom(tmp_path / "mine", n=4)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
@@ -227,7 +228,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path):
     ],
 )
 def test_settings_that_give_no_data_are_refused(tmp_path, settings, words):
-    with pytest.raises(PhantomRefused, match=words):
+    with pytest.raises(Refused, match=words):
         phantom(tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
 

@@ -48,10 +48,6 @@ it is synthetic. metadata.csv lists the files; pictures with one patient_id show
 """
 
 
-class PhantomRefused(Refused):
-    """Settings that give no data set, or a folder with something else in it."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What the files depend on, and nothing else."""
@@ -97,8 +93,7 @@ def phantom(
         `out`.
 
     Raises:
-        PhantomRefused: settings that give no data set, or `out` holds something else.
-        DataRefused: `out` cannot be written.
+        Refused: settings that give no data set, or `out` holds something else or cannot be written.
     """
     settings = Settings(n, seed, patients or min(n, max(6, n // 4)), modality, size, dicom)
     _check(settings, patients)
@@ -133,16 +128,14 @@ def _write(out: Path, settings: Settings, console: Console) -> int:
 
 def _check(settings: Settings, asked: int | None) -> None:
     if settings.modality not in (None, *MODALITIES):
-        raise PhantomRefused(
-            f"Modality {settings.modality!r}: accepted are {' and '.join(map(repr, MODALITIES))}."
-        )
+        raise Refused(f"Modality {settings.modality!r}: accepted are {' and '.join(map(repr, MODALITIES))}.")
     if settings.n < 2 or settings.seed < 0 or not 64 <= settings.size <= 2048:
-        raise PhantomRefused(
+        raise Refused(
             f"n={settings.n}, seed={settings.seed}, size={settings.size}: needed are at least 2 pictures "
             "(one of each class), a seed of 0 or more, and 64 to 2048 pixels."
         )
     if asked is not None and not 2 <= asked <= settings.n:
-        raise PhantomRefused(
+        raise Refused(
             f"{asked} patients for {settings.n} pictures per modality: needed are at least 2 patients (one "
             "of each class), and a picture for each. Six or more can be split into three."
         )
@@ -152,20 +145,18 @@ def _is_done(out: Path, settings: Settings) -> bool:
     """Say whether `out` holds these very phantoms.
 
     Raises:
-        PhantomRefused: it holds something else.
+        Refused: it holds something else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / SETTINGS).is_file():
-        raise PhantomRefused(
-            f"{out}: something else is there already. Name a new folder, or remove this one first."
-        )
+        raise Refused(f"{out}: something else is there already. Name a new folder, or remove this one first.")
     found = json.loads((out / SETTINGS).read_text("utf-8"))
     if found != asdict(settings):
         other = ", ".join(
             f"{key} {value}" for key, value in found.items() if asdict(settings).get(key) != value
         )
-        raise PhantomRefused(
+        raise Refused(
             f"{out}: holds phantoms of other settings ({other}). Name a new folder, or remove this one first."
         )
     return True
