@@ -1,17 +1,21 @@
 """Attempts of a search, one JSON object a line, into a table: what was tried, by which rule, and what each gave.
 
-`python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME begins
-with the modality's column set (`choice_xray`, `choice_ct`).
+`python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is that
+of a set of columns (`choice_xray`, `choice_ct`). The rule is prose; a figure of the table is not typed into it but named,
+as `{attempt | column}`. `python -m tests.benchmarks.choice NAME` writes the page anew from docs/measured/NAME.json.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .measured import table, write
+from .measured import FOLDER, table, write
 
 Row = dict
+FIGURE = re.compile(r"\{([^{}|]+)\|([^{}|]+)\}")
+"""A figure of the table, named in the rule by attempt and column. Settings in braces have no bar."""
 
 
 def number(*keys: str, percent: bool = False) -> Callable[[Row], str]:
@@ -62,13 +66,32 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
 }
 
 
-def main(attempts: Path, rule: Path, name: str) -> None:
-    rows = [json.loads(line) for line in attempts.read_text("utf-8").splitlines() if line.strip()]
-    columns = COLUMNS[name]
-    text = f"{rule.read_text('utf-8').strip()}\n\n"
-    text += table(list(columns), [[shown(row) for shown in columns.values()] for row in rows])
-    write(name, {"rule": rule.read_text("utf-8"), "rows": rows}, text)
+def told(rule: str, rows: list[Row], name: str) -> str:
+    """Put the named figures into the rule, and the table under it.
+
+    Raises:
+        KeyError: the rule names an attempt or a column that there is not.
+    """
+    columns, attempts = COLUMNS[name], {row["name"]: row for row in rows}
+
+    def figure(place: re.Match) -> str:
+        attempt, column = (part.strip() for part in place.groups())
+        return columns[column](attempts[attempt])
+
+    cells = [[shown(row) for shown in columns.values()] for row in rows]
+    return f"{FIGURE.sub(figure, rule.strip())}\n\n{table(list(columns), cells)}"
+
+
+def main(name: str, attempts: Path | None = None, rule: Path | None = None) -> None:
+    """Write the page of a choice, from a file of attempts and a rule, or anew from what was written before."""
+    if attempts and rule:
+        lines = attempts.read_text("utf-8").splitlines()
+        result = {"rule": rule.read_text("utf-8"), "rows": [json.loads(line) for line in lines if line.strip()]}
+    else:
+        result = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    write(name, result, told(result["rule"], result["rows"], name))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    *files, last = sys.argv[1:]
+    main(last, *map(Path, files))
