@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is that
 of a set of columns (`choice_xray`, `choice_ct`). The rule is prose; a figure of the table is not typed into it but named,
-as `{attempt | column}`. `python -m tests.benchmarks.choice NAME` writes the page anew from docs/measured/NAME.json.
+as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
 """
 
 import json
@@ -86,7 +86,10 @@ def main(name: str, attempts: Path | None = None, rule: Path | None = None) -> N
     """Write the page of a choice, from a file of attempts and a rule, or anew from what was written before."""
     if attempts and rule:
         lines = attempts.read_text("utf-8").splitlines()
-        result = {"rule": rule.read_text("utf-8"), "rows": [json.loads(line) for line in lines if line.strip()]}
+        result = {
+            "rule": rule.read_text("utf-8"),
+            "rows": [json.loads(line) for line in lines if line.strip()],
+        }
     else:
         result = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
     write(name, result, told(result["rule"], result["rows"], name))
