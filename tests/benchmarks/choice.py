@@ -1,8 +1,8 @@
 """Attempts of a search, one JSON object a line, into a table: what was tried, by which rule, and what each gave.
 
-`python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is that
-of a set of columns (`choice_xray`, `choice_ct`). The rule is prose; a figure of the table is not typed into it but named,
-as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
+`python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is one
+of the sets of columns (`choice_xray`, `choice_ct`). The rule is prose; a figure of the table is not typed into it but
+named, as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
 """
 
 import json
