@@ -33,6 +33,7 @@ from gate import LOOPBACK, Gate, fetch_nothing
 from gradio.i18n import I18nData
 from gradio.utils import get_upload_folder
 from intake import MAX_PICTURES
+from listeners import take_turns
 from page import Page
 from quiet import keep_quiet
 from starlette.middleware import Middleware
@@ -87,7 +88,9 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
                 code_tab.select(desk.show_code, None, gr.HTML(), **PRIVATE)
         gr.HTML(say("privacy"), elem_classes="foot")
     demo.translations = translations
-    return demo.queue(max_size=100, default_concurrency_limit=2)
+    demo.queue(max_size=100, default_concurrency_limit=2)
+    take_turns(demo._queue)
+    return demo
 
 
 def _kind(desk: Desk, say: Say) -> gr.Radio:

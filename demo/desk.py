@@ -13,6 +13,7 @@ import texts
 import views
 from intake import Picture, UploadRefused, keep, pictures, slices
 from judge import DETECT, Judgement, judge, judge_many, points
+from listeners import gone
 from page import spoken
 from PIL import Image
 
@@ -25,11 +26,17 @@ REDRAWN = 0.7  # seconds between two looks at a running batch
 
 
 class Run:
-    """A batch or a series under way in one browser tab."""
+    """A batch or a series under way in one browser tab, or for one call."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: gr.Request) -> None:
         self.stopped = threading.Event()
+        self._request = request
         self._drawn = time.monotonic() - REDRAWN  # the first picture is shown at once
+
+    @property
+    def over(self) -> bool:
+        """Whether it was stopped, or nobody waits for it any more."""
+        return self.stopped.is_set() or gone(self._request.request.scope, self._request.session_hash)
 
     def due(self, pause: float) -> bool:
         """Whether the page should be drawn again, at most every `pause` seconds."""
@@ -95,7 +102,7 @@ class Desk:
         with self._under_way("batch", request) as run:
             try:
                 todo = pictures(paths(files))
-                judged = self._judged(todo, kind, point, run)
+                judged = self._judged(todo, kind, point, run, heat_map=True)
             except Refused as refusal:
                 yield views.refusal(refusal, language), ""
                 return
@@ -116,7 +123,7 @@ class Desk:
         with self._under_way("series", request) as run:
             try:
                 todo = slices([*paths(files), *paths(folder)])
-                judged = self._judged(todo, self._series_kind, point, run)
+                judged = self._judged(todo, self._series_kind, point, run, heat_map=True)
             except Refused as refusal:
                 yield views.refusal(refusal, language), ""
                 return
@@ -135,7 +142,7 @@ class Desk:
     @contextmanager
     def _under_way(self, name: str, request: gr.Request) -> Iterator["Run"]:
         """A run that can be stopped; one of the same name and tab that is under way gives way to it."""
-        key, run = (name, request.session_hash), Run()
+        key, run = (name, request.session_hash), Run(request)
         self.stop(name, request)
         self._runs[key] = run
         try:
@@ -149,19 +156,19 @@ class Desk:
         return "ct" if "ct" in self.screeners else next(iter(self.screeners))
 
     def _judged(
-        self, todo: list[Picture], kind: str, point: str, run: Run | None = None
+        self, todo: list[Picture], kind: str, point: str, run: Run, *, heat_map: bool = False
     ) -> Iterator[tuple[Picture, Judgement]]:
-        """Each picture with its answer, in batches, until the run is stopped; heat maps for a run on the page."""
+        """Each picture with its answer, in batches, until the run is over."""
         sources = (Frame(picture.source, picture.frame) for picture in todo)
-        judged = judge_many(self.screeners, sources, kind, point, heat_map=run is not None)
+        judged = judge_many(self.screeners, sources, kind, point, heat_map=heat_map)
 
-        def until_stopped() -> Iterator[tuple[Picture, Judgement]]:
-            for pair in zip(todo, judged, strict=True):
-                yield pair
-                if run is not None and run.stopped.is_set():
+        def until_over() -> Iterator[tuple[Picture, Judgement]]:
+            for picture in todo:
+                if run.over:
                     return
+                yield picture, next(judged)
 
-        return until_stopped()
+        return until_over()
 
     # About the model
 
@@ -214,7 +221,9 @@ class Desk:
         tinted.info["comment"] = secrets.token_hex(8)
         return tinted
 
-    def batch(self, files: Uploaded, kind: str, operating_point: str) -> list[dict[str, Any]]:
+    def batch(
+        self, files: Uploaded, kind: str, operating_point: str, request: gr.Request
+    ) -> list[dict[str, Any]]:
         """Judge many pictures; a broken one gives a refusal and the rest goes on.
 
         Args:
@@ -228,10 +237,12 @@ class Desk:
         with _said():
             return [
                 {"file": picture.name, **views.record(judgement)}
-                for picture, judgement in self._judged(pictures(paths(files)), kind, operating_point)
+                for picture, judgement in self._judged(
+                    pictures(paths(files)), kind, operating_point, Run(request)
+                )
             ]
 
-    def series(self, files: Uploaded, operating_point: str) -> dict[str, Any]:
+    def series(self, files: Uploaded, operating_point: str, request: gr.Request) -> dict[str, Any]:
         """Judge every slice of a CT series. The counts are no validated test of the patient.
 
         Args:
@@ -243,7 +254,7 @@ class Desk:
             "slice" from 1, the most suspicious first).
         """
         with _said():
-            judged = self._judged(slices(paths(files)), self._series_kind, operating_point)
+            judged = self._judged(slices(paths(files)), self._series_kind, operating_point, Run(request))
             records = [
                 {"slice": number, "file": picture.name, **views.record(judgement)}
                 for number, (picture, judgement) in enumerate(judged, start=1)

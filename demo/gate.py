@@ -9,13 +9,13 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import safehttpx
-from starlette.datastructures import Headers
+from listeners import CALLER, Caller, HungUp, Listeners, queued, visitor
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uploads import Uploads
@@ -31,6 +31,9 @@ OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon/")
 OPEN_ROUTES = ("app_id", "login_check", "startup-events", "theme.css", "token", "user")
 """What can be asked for before log-in."""
 WORK = re.compile(rf"{API}(call|run|api|queue/join)(/|$)")
+DIRECT = re.compile(rf"{API}(run|api)/")
+"""Work whose answer comes by the same connection; of other work it is fetched by one of the next."""
+ANSWERS = re.compile(rf"{API}(queue/data|call/(v2/)?[^/]+/(?P<event>[^/]+))$")
 FORWARDED = {b"forwarded", b"x-real-ip", b"x-original-host", b"x-original-url", b"x-rewrite-url"}
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 PLACES = 25
@@ -73,6 +76,7 @@ class Gate:
         self, app: ASGIApp, uploads: Uploads | None = None, loopback: bool = False, proxied: bool = False
     ) -> None:
         self.app, self.uploads, self.loopback, self.proxied = app, uploads, loopback, proxied
+        self._listeners = Listeners()
         self._promised = 0  # bytes of uploads that are under way
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
@@ -93,6 +97,10 @@ class Gate:
                 return await self._login(scope, receive, send)
             if WORK.match(path) and method == "POST":
                 problem = self._crowding(scope)
+                if problem is None:
+                    return await self._work(scope, receive, send)
+            if method == "GET" and (answers := ANSWERS.match(path)):
+                return await self._answers(answers["event"], scope, receive, send)
         if problem is None:
             return await self.app(scope, receive, send)
         await _answer(*problem)(scope, receive, send)
@@ -132,11 +140,35 @@ class Gate:
 
     def _crowding(self, scope: Scope) -> tuple[int, str] | None:
         """A visitor who has as many places in the queue as one may have."""
-        visitor = self._visitor(scope)
-        waiting = sum(_host(event.request) == visitor for event in _queued(scope["app"].get_blocks()))
+        asking = self._visitor(scope)
+        waiting = sum(visitor(event) == asking for event in queued(scope["app"].get_blocks()._queue))
         if waiting < PLACES:
             return None
         return 429, f"You have {waiting} requests waiting. Wait for an answer before you ask for more."
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Work that can ask whether anybody still waits for it (`listeners.gone`)."""
+        stream = HungUp(receive)
+        direct = DIRECT.match(_path(scope)) is not None
+        scope = {**scope, CALLER: Caller(self._listeners, stream if direct else None)}
+        try:
+            await self.app(scope, stream if direct else receive, send)
+        finally:
+            stream.close()
+
+    async def _answers(self, event: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """A stream of answers: as long as it is open, somebody waits for the work of this visit."""
+        queue = scope["app"].get_blocks()._queue
+        known = queue.event_ids_to_events.get(event)
+        named = QueryParams(scope["query_string"]).get("session_hash", "")
+        visit = named if event is None else known.session_hash if known else event
+        stream = HungUp(receive)
+        await stream.begin()
+        try:
+            with self._listeners.listening(visit, stream):
+                await self.app(scope, stream, send)
+        finally:
+            stream.close()
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An upload that has room on the disk, and that ends when nothing comes any more."""
@@ -168,8 +200,8 @@ class Gate:
 
     async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
         """After some wrong tries each further one has to wait longer."""
-        visitor, now = self._visitor(scope), time.monotonic()
-        count, last = self._wrong.get(visitor, (0, now))
+        asking, now = self._visitor(scope), time.monotonic()
+        count, last = self._wrong.get(asking, (0, now))
         if now - last > FORGET_SECONDS:
             count = 0
         wait = min(2.0 ** (count - TRIES), LONGEST_WAIT) - (now - last) if count >= TRIES else 0
@@ -179,9 +211,9 @@ class Gate:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._wrong.pop(visitor, None)
+                self._wrong.pop(asking, None)
                 if message["status"] == 400:
-                    self._wrong[visitor] = count + 1, time.monotonic()
+                    self._wrong[asking] = count + 1, time.monotonic()
                     while len(self._wrong) > REMEMBERED:
                         self._wrong.popitem(last=False)
             await send(message)
@@ -225,20 +257,6 @@ def _logged_in(scope: Scope, server: Any) -> bool:
         return False
     names = (f"access-token-{server.cookie_id}", f"access-token-unsecure-{server.cookie_id}")
     return any(name in cookies and cookies[name].value in server.tokens for name in names)
-
-
-def _queued(blocks: Any) -> Iterator[Any]:
-    """Gradio's events that wait or run."""
-    queue = blocks._queue
-    for waiting in list(queue.event_queue_per_concurrency_id.values()):
-        yield from list(waiting.queue)
-    for job in list(queue.active_jobs):
-        yield from job or ()
-
-
-def _host(request: Any) -> str | None:
-    client = getattr(request, "client", None)
-    return client.host if client else None
 
 
 def _answer(status: int, sentence: str) -> JSONResponse:

@@ -24,6 +24,7 @@ HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 READ = (DEFLATED_FRAMES, UNCOMPRESSED_FRAMES, *JPEG, *JPEG_LS, *JPEG_2000, *HTJ2K, uid.RLELossless)
 """Transfer syntaxes of compressed frames that are read."""
 
+END_OF_IMAGE = b"\xff\xd9"  # the last marker of a JPEG or JPEG-LS stream
 MAX_SCANS = 100  # of one JPEG stream; each goes over the whole picture, and a handful is usual
 MAX_TILES = 10_000  # of one JPEG 2000 stream
 MAX_BITS = 16  # of a compressed sample
@@ -89,10 +90,15 @@ def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np
     """Decode JPEG of more than 8 bits, lossless JPEG and JPEG-LS, which Pillow does not read; `coded` bits a sample."""
     import imagecodecs
 
-    # of a stream that is cut, libjpeg makes half a picture without a word, and CharLS looks for the rest for seconds
-    if frame.rfind(b"\xff\xd9") < frame.rfind(b"\xff\xda"):
+    # of a stream that is cut, libjpeg makes half a picture without a word
+    if frame.rfind(END_OF_IMAGE) < frame.rfind(b"\xff\xda"):
         raise StreamRefused("the end is missing")
-    values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg8_decode(frame)
+    if syntax in JPEG_LS:
+        # CharLS stops at a marker; at the end of the bytes it counts 2^31 bits that are not there, five seconds long,
+        # and what looks like the end above may stand in a header
+        values = imagecodecs.jpegls_decode(frame + END_OF_IMAGE)
+    else:
+        values = imagecodecs.jpeg8_decode(frame)
     if values.shape[:2] != (image.Rows, image.Columns):
         raise StreamRefused("decoded to another size")
     if values.ndim == 3:

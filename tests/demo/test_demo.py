@@ -41,10 +41,12 @@ from tests.served import ROOT, free_port
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
 
 import app
+import desk
 import intake
+import listeners
 import texts
 import views
-from desk import Desk
+from desk import Desk, Run
 from judge import Judgement, UnknownWord, judge
 
 
@@ -112,6 +114,8 @@ def png_bytes(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+NOBODY = SimpleNamespace(request=SimpleNamespace(scope={}), session_hash=None)
+"""A request that did not come by HTTP."""
 WATCHING: list[set[str]] = []
 
 
@@ -380,6 +384,69 @@ class TestPrivacy:
             demo.close()
 
 
+class TestGone:
+    """Work stops when nobody listens, whichever way it was asked for."""
+
+    @pytest.fixture
+    def judged(self, screeners, chest, monkeypatch) -> list[int]:
+        """Numbers of the pictures judged, one each 20 ms; 400 would take 8 seconds."""
+        numbers, answer = [], judge(screeners, chest, "xray", "balanced")
+
+        def slowly(screeners, sources, *_: Any, **__: Any) -> Iterator[Judgement]:
+            for number, _ in enumerate(sources):
+                numbers.append(number)
+                time.sleep(0.02)
+                yield answer
+
+        monkeypatch.setattr(desk, "judge_many", slowly)
+        monkeypatch.setattr(listeners, "MOMENT", 0.1)
+        return numbers
+
+    @pytest.fixture
+    def payload(self, url, tmp_path) -> dict[str, Any]:
+        """A batch of 400 pictures, uploaded."""
+        packed = zipped(tmp_path / "many.zip", {f"{number}.png": b"x" for number in range(400)})
+        path = httpx.post(f"{url}/gradio_api/upload", files={"files": packed.read_bytes()}).json()[0]
+        # Gradio keeps no name; the page asks for archives by content
+        return {"data": [[{"path": path, "meta": {"_type": "gradio.FileData"}}], "xray", "balanced"]}
+
+    @staticmethod
+    def stops(judged: list[int]) -> bool:
+        """Whether it had begun, and ends before the last picture."""
+        limit = time.monotonic() + 20
+        while not judged or len(judged) < 400:
+            before = len(judged)
+            time.sleep(0.5)
+            if judged and len(judged) == before:
+                return True
+            assert time.monotonic() < limit
+        return False
+
+    def test_a_direct_call(self, url, payload, judged):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/gradio_api/run/batch", json=payload, timeout=0.7)
+        assert self.stops(judged)
+
+    def test_a_stream_of_answers_that_is_closed(self, url, payload, judged):
+        event = httpx.post(f"{url}/gradio_api/call/batch", json=payload).json()["event_id"]
+        with httpx.stream("GET", f"{url}/gradio_api/call/batch/{event}"):
+            time.sleep(0.7)
+        assert self.stops(judged)
+
+    def test_an_answer_that_nobody_comes_for(self, url, payload, judged, monkeypatch):
+        monkeypatch.setattr(listeners, "PATIENCE", 0.7)
+        httpx.post(f"{url}/gradio_api/call/batch", json=payload).raise_for_status()
+        assert self.stops(judged)
+
+    def test_who_listens_gets_everything(self, url, payload, judged, monkeypatch):
+        monkeypatch.setattr(listeners, "PATIENCE", 0)
+        monkeypatch.setattr(listeners, "MOMENT", 0)
+        payload["data"][0] = payload["data"][0] * 1
+        event = httpx.post(f"{url}/gradio_api/call/batch", json=payload).json()["event_id"]
+        answer = httpx.get(f"{url}/gradio_api/call/batch/{event}", timeout=60).text
+        assert "event: complete" in answer and len(judged) == 400
+
+
 class TestStart:
     def test_a_port_in_use_is_one_line(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -552,7 +619,7 @@ class TestIntake:
         )
         path = zipped(tmp_path / "a.zip", {f"{number}{odd[number % 7]}.png": picture for number in range(21)})
         todo = intake.pictures([path])
-        found = Desk(screeners, {})._judged(todo, "xray", "balanced")
+        found = Desk(screeners, {})._judged(todo, "xray", "balanced", Run(NOBODY))
         assert [judgement.decision != "refused" for _, judgement in found] == [True] * 21
 
     @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
@@ -566,7 +633,9 @@ class TestIntake:
         raw[start.header_offset + 60 : start.header_offset + 400] = b"\xff" * 340
         path.write_bytes(raw)
         for todo in (intake.pictures([path]), intake.slices([path])):
-            first, second = (one for _, one in Desk(screeners, {})._judged(todo, "xray", "balanced"))
+            first, second = (
+                one for _, one in Desk(screeners, {})._judged(todo, "xray", "balanced", Run(NOBODY))
+            )
             assert first.finding.codes == ("member_damaged",) and second.decision != "refused"
 
     def test_a_method_that_is_not_read_is_named_and_not_called_a_password(self, tmp_path):

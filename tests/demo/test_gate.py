@@ -44,7 +44,7 @@ def behind(**settings: Any) -> TestClient:
         Route("/{path:path}", anything, methods=["GET", "POST", "OPTIONS"]),
     ]
     server = Starlette(routes=routes, middleware=[Middleware(Gate, **{"loopback": True, **settings})])
-    queue = SimpleNamespace(event_queue_per_concurrency_id={}, active_jobs=[])
+    queue = SimpleNamespace(event_queue_per_concurrency_id={}, active_jobs=[], event_ids_to_events={})
     server.get_blocks = lambda: SimpleNamespace(_queue=queue)
     server.queue = queue
     return TestClient(server, base_url=HERE)

@@ -141,6 +141,16 @@ def test_a_stream_that_is_cut_short_is_refused_at_once(tmp_path):
         assert seconds(path, "cannot be decoded") < 2
 
 
+def test_jpeg_ls_is_no_long_search_wherever_it_is_cut(tmp_path):
+    """CharLS counts bits that are not there for five seconds where no marker follows."""
+    syntax = "1.2.840.10008.1.2.4.80"
+    whole = WAYS[syntax](FILM)
+    for length in range(300, len(whole) - 2, len(whole) // 20):
+        for end in (b"", codecs.END_OF_IMAGE, b"\xff\xff", b"\xff\xd9\xff"):
+            path = compressed(tmp_path / "a.dcm", syntax, whole[:length] + end)
+            assert seconds(path, "cannot be decoded") < 1
+
+
 def test_bombs(tmp_path):
     """80 MB of run lengths for a small picture; a large JPEG 2000 or JPEG behind a small header; deflated zeros."""
     runs = b"\x81\0" * 20_000_000
