@@ -93,12 +93,9 @@ def _by_imagecodecs(image: Dataset, frame: bytes, syntax: str, coded: int) -> np
     # of a stream that is cut, libjpeg makes half a picture without a word
     if frame.rfind(END_OF_IMAGE) < frame.rfind(b"\xff\xda"):
         raise StreamRefused("the end is missing")
-    if syntax in JPEG_LS:
-        # CharLS stops at a marker; at the end of the bytes it counts 2^31 bits that are not there, five seconds long,
-        # and what looks like the end above may stand in a header
-        values = imagecodecs.jpegls_decode(frame + END_OF_IMAGE)
-    else:
-        values = imagecodecs.jpeg8_decode(frame)
+    # CharLS stops at a marker; where bytes end without one, it counts 2^31 bits that are not there: five seconds
+    decode = imagecodecs.jpegls_decode if syntax in JPEG_LS else imagecodecs.jpeg8_decode
+    values = decode(frame + END_OF_IMAGE)
     if values.shape[:2] != (image.Rows, image.Columns):
         raise StreamRefused("decoded to another size")
     if values.ndim == 3:

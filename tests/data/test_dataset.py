@@ -24,6 +24,7 @@ from tests.check.test_sources import tree, zipped
 from train.__main__ import app
 from train.data import reading
 from train.data.dataset import load_data, open_data, verify
+from train.data.explore import explore
 from train.data.manifest import read_manifest, write_manifest
 from train.data.prepare import prepare
 from train.data.split import LeakError, split_hash
@@ -208,7 +209,7 @@ def test_plain_files_are_kept_and_others_become_lossless(tmp_path):
     grey.convert("RGB").save(folder / "rgb.jpg")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 200).save(folder / "deep.png")
     make_odd_files(folder / "odd")
-    out = prepare([root], tmp_path / "out", families="known", jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", jobs=1, keep_names=True)
     data = datasets.load_dataset(str(out)).cast_column("image", datasets.Image(decode=False))
     stored = {row["path"]: row["image"]["bytes"] for part in PARTS for row in data[part]}
     assert len(stored) == len(manifest(out)) == 48 + 5 + 9
@@ -261,7 +262,7 @@ def test_equal_pixels_and_known_groups_are_one_family(tmp_path):
     table = ["file_name,label,modality,group"]
     table += [f"{n}.png,{'COVID' if n % 2 else 'Non-COVID'},ct,{n % 10}" for n in range(20)]
     (root / "metadata.csv").write_text("\n".join([*table, "copy.png,Non-COVID,ct,99"]))
-    out = prepare([root], tmp_path / "out", families="known", jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", jobs=1, keep_names=True)
     listed = manifest(out)
     assert len({line["family"] for line in listed.values()} - {None}) == 10
     assert listed["copy.png"]["family"] == listed["0.png"]["family"] == listed["10.png"]["family"]
@@ -275,7 +276,7 @@ def test_dicom_files_of_one_patient_are_one_family_and_the_id_is_nowhere(tmp_pat
         pixels = np.random.default_rng(number).integers(0, 4000, (64, 64), np.uint16)
         patient = {"PatientID": "SECRET-77", "Modality": "DX"}
         write_dicom(root / f"X-ray/COVID/film{number}.dcm", pixels, **patient)
-    out = prepare([root], tmp_path / "out", families="known", jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", jobs=1, keep_names=True)
     listed = manifest(out)
     films = [line for path, line in listed.items() if path.endswith(".dcm")]
     assert len({line["family"] for line in films}) == 1
@@ -283,10 +284,44 @@ def test_dicom_files_of_one_patient_are_one_family_and_the_id_is_nowhere(tmp_pat
     assert not any(b"SECRET" in path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
+def test_names_of_files_and_folders_are_nowhere_and_families_learnt_from_them_stay(tmp_path, capfd):
+    """Names may name patients, in files that are taken, copied, refused and never read alike."""
+    root = archive(tmp_path / "set")
+    for number in range(4):  # slices of one patient, by the folder they lie in
+        folder = root / "CT" / "COVID" / "Doe_Jane_1948"
+        folder.mkdir(exist_ok=True)
+        grey_picture(seed=300 + number).save(folder / f"Doe_Jane_{number}.png")
+    shutil.copy(root / "CT/COVID/0.png", root / "CT/COVID/Doe_Jane_copy.png")
+    shutil.copy(root / "CT/COVID/0.png", root / "CT/Non-COVID/Doe_Jane_other_label.png")
+    (root / "CT/COVID/Doe_Jane_broken.png").write_bytes(b"")
+    (root / "CT/COVID/Doe_Jane_nowhere.png").symlink_to("Doe_Jane_missing.png")
+    (root / "Doe_Jane.txt").write_text("no picture")
+    options = {"families": "known", "jobs": 1, "max_unreadable": 0.5}
+    named = prepare([root], tmp_path / "named", keep_names=True, **options)
+    out = prepare([root], tmp_path / "out", **options)
+    heard = capfd.readouterr()
+    assert "Doe_Jane" not in heard.out + heard.err
+    assert any(b"Doe_Jane" in path.read_bytes() for path in named.rglob("*") if path.is_file())
+    listed = pq.read_table(out / "manifest.parquet").to_pylist()
+    told = pq.read_table(named / "manifest.parquet").to_pylist()
+    assert len({line["path"] for line in listed}) == len(listed) == 48 + 9
+    for hidden, plain in zip(listed, told, strict=True):
+        assert {**hidden, "path": plain["path"]} == plain
+    explored = explore([str(out)], tmp_path / "explored")
+    for folder in (out, explored.parent):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert files and not any(b"Doe_Jane" in path.read_bytes() for path in files)
+    assert {row[-1] for row in lines(load_data(out))} == {line["path"] for line in listed if line["split"]}
+    assert json.loads((out / "split.json").read_text())["names"] == "hashed"
+    assert prepare([root], out, **options) == out
+    with pytest.raises(DataRefused, match="with other settings"):
+        prepare([root], out, keep_names=True, **options)
+
+
 def test_contradictory_labels_are_dropped_and_listed(tmp_path):
     root = archive(tmp_path / "set")
     shutil.copy(root / "CT/COVID/0.png", root / "CT/Non-COVID/again.png")
-    out = prepare([root], tmp_path / "out", families="known", jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", jobs=1, keep_names=True)
     listed = manifest(out)
     for path in ("CT/COVID/0.png", "CT/Non-COVID/again.png"):
         assert (listed[path]["split"], listed[path]["refused"]) == (
@@ -387,7 +422,7 @@ def test_raw_data_sets_read_files_of_their_own_folder_alone(tmp_path):
 def test_every_bad_file_is_listed_with_its_reason(tmp_path):
     root = archive(tmp_path / "set")
     bad = make_bad_files(root / "X-ray" / "COVID" / "bad")
-    out = prepare([root], tmp_path / "out", families="known", max_unreadable=0.5, jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", max_unreadable=0.5, jobs=1, keep_names=True)
     refused = {Path(path).name: line["refused"] for path, line in manifest(out).items() if line["refused"]}
     assert refused.keys() == bad.keys()
     assert "empty" in refused["zero_bytes.png"] and "1 x 1" in refused["one_pixel.png"]
@@ -405,7 +440,7 @@ def test_every_trouble_at_once_through_the_command_line(tmp_path):
     (root / "notes.txt").write_text("no picture")
     os.mkfifo(root / "CT" / "COVID" / "pipe.png")
     out = tmp_path / "out"
-    flags = ["--families", "known", "--jobs", "1", "--max-unreadable", "0.5"]
+    flags = ["--families", "known", "--jobs", "1", "--max-unreadable", "0.5", "--keep-names"]
     result = CliRunner().invoke(app, ["prepare", str(root), "--out", str(out), *flags])
     assert result.exit_code == 0, result.output
     listed = manifest(out)
@@ -425,7 +460,7 @@ def test_every_trouble_at_once_through_the_command_line(tmp_path):
         "a link back to a folder above it (1)",
         "not a picture (1)",
     ):
-        assert reason in said.partition("Left out, by name in manifest.parquet:")[2]
+        assert reason in said.partition("Left out, one by one in manifest.parquet:")[2]
 
 
 def test_too_many_unreadable_files_stop_it(tmp_path):
@@ -451,7 +486,9 @@ def test_one_class_only(tmp_path):
 
 def test_equal_names_in_different_folders_and_foreign_letters(tmp_path):
     names = [f"{above}/CT/{label}/胸部 1.png" for above in "abcd" for label in ("COVID", "Non-COVID")]
-    out = prepare([tree(tmp_path / "Größe", *names)], tmp_path / "aus 胸", families="known", jobs=1)
+    out = prepare(
+        [tree(tmp_path / "Größe", *names)], tmp_path / "aus 胸", families="known", jobs=1, keep_names=True
+    )
     assert sorted(manifest(out)) == sorted(names)
     assert sorted(row[-1] for row in lines(load_data(out))) == sorted(names)
 
@@ -577,8 +614,8 @@ def test_look_alikes_are_one_family_and_patients_too(tmp_path, shared_data):
                 group = line["group"] if name == "as is" else ""
                 table.append(f"{number} {name}.png,{line['label']},ct,{group}")
     (root / "metadata.csv").write_text("\n".join(table), "utf-8")
-    listed = manifest(prepare([root], tmp_path / "out", jobs=1))
-    known = manifest(prepare([root], tmp_path / "known", jobs=1, families="known"))
+    listed = manifest(prepare([root], tmp_path / "out", jobs=1, keep_names=True))
+    known = manifest(prepare([root], tmp_path / "known", jobs=1, keep_names=True, families="known"))
     for number, _ in enumerate(some):
         assert len({listed[f"{number} {name}.png"]["family"] for name in copies}) == 1
         assert len({known[f"{number} {name}.png"]["family"] for name in copies}) == 3

@@ -72,7 +72,15 @@ def test_masks_called_like_their_picture_are_found_by_their_grey_levels(tmp_path
         suffix = "png" if mode == "1" else "jpg"
         tree(root, f"COVID/{name}.png", start=90 + number)
         drawn_mask(number, mode).save(root / "COVID" / "Lungs" / f"{name}.{suffix}")
-    out = prepare([root], tmp_path / "out", "xray", labels=["Normal=Non-COVID"], families="known", jobs=1)
+    out = prepare(
+        [root],
+        tmp_path / "out",
+        "xray",
+        labels=["Normal=Non-COVID"],
+        families="known",
+        jobs=1,
+        keep_names=True,
+    )
     lines = {line["path"]: line for line in pq.read_table(out / "manifest.parquet").to_pylist()}
     assert {path for path, line in lines.items() if line["refused"] == MASK} == {
         p for p in lines if "/Lungs/" in p
@@ -130,7 +138,7 @@ def test_dicom_says_view_and_localizer(tmp_path):
     write_dicom(root / "X-ray/COVID/front.dcm", film + 9, **frontal)
     scout = {"Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_dicom(root / "CT/COVID/scout.dcm", film + 10, RescaleSlope=1, RescaleIntercept=-1024, **scout)
-    out = prepare([root], tmp_path / "out", families="known", jobs=1)
+    out = prepare([root], tmp_path / "out", families="known", jobs=1, keep_names=True)
     refused = {line["path"]: line["refused"] for line in pq.read_table(out / "manifest.parquet").to_pylist()}
     lateral = {f"X-ray/COVID/side{number}.dcm": "a lateral view" for number in range(4)}
     assert {path: why for path, why in refused.items() if why} == lateral | {

@@ -458,6 +458,19 @@ def test_pictures_that_may_not_be_passed_on_stay_private(hub, prepared, monkeypa
     assert hub.repos["datasets", "org/data"].private
 
 
+def test_names_of_files_stay_here_unless_somebody_says_otherwise(hub, prepared, tmp_path):  # noqa: F811
+    published = publish.checked_data(prepared, "org/data", True)
+    assert published
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    told = json.loads((copy / "split.json").read_text())
+    for names in ({"names": "kept"}, {}):  # as another version wrote it
+        (copy / "split.json").write_text(json.dumps({**{k: told[k] for k in told if k != "names"}, **names}))
+        with pytest.raises(Refused, match="may name patients"):
+            publish.publish_data(copy, "org/data")
+        assert not hub.repos
+        assert publish.publish_data(copy, "org/data", keep_names=True, dry_run=True) is None
+
+
 def test_a_folder_nobody_prepared(hub, finished):  # noqa: F811
     with pytest.raises(Refused, match="prepare"):
         publish.publish_data(finished, "org/data")

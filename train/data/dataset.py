@@ -129,7 +129,13 @@ def prepared_folder(
     settings = {key: usual if asked.get(key) is None else asked[key] for key, usual in USUAL.items()}
     cached = _cache() / input_hash(rows, {**settings, "code": code_hash(split_code)})[:32]
     with FileLock(f"{cached}.lock"):  # whoever wants the same data at the same time waits for the first
-        prepare(places, cached, modality, labels=labels, jobs=jobs, allow_leak=allow_leak, **settings)
+        told = {
+            "labels": labels,
+            "jobs": jobs,
+            "allow_leak": allow_leak,
+            "keep_names": True,
+        }  # the cache stays here
+        prepare(places, cached, modality, **told, **settings)
     return cached
 
 

@@ -1,5 +1,6 @@
 """The list of every file met while preparing data: what it is, where it went, or why it was refused."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ class Entry:
     """One file of the manifest.
 
     Attributes:
-        source, path, label, modality, known, official_split: as in `Row`.
+        source, path, label, modality, known, official_split: as in `Row`; `path` until `hide_names` replaces it.
         chunk, place: where the working files hold its picture; -1 for none.
         sha256: of the file.
         pixels: SHA-256 of the decoded 8-bit grey picture, its size included.
@@ -55,6 +56,20 @@ class Entry:
         """Begin the entry of a row, before it is read."""
         given = (row.source, row.path, row.label, row.modality, row.known, row.official_split)
         return cls(*given, refused=row.skipped, **more)
+
+
+def hide_names(entries: Sequence[Entry]) -> None:
+    """Call files by their contents: names and folders may name patients, and a hash of a name can be guessed.
+
+    A path becomes the first 16 digits of the SHA-256 of the file, numbered where a source holds the same file twice;
+    a file that was not read gets a number alone. Whatever is learnt from names must have been learnt before.
+    """
+    met: Counter[tuple[str, str]] = Counter()
+    for entry in entries:
+        name = entry.sha256[:16] if entry.sha256 else "not read"
+        met[entry.source, name] += 1
+        count = met[entry.source, name]
+        entry.path = name if entry.sha256 and count == 1 else f"{name} {count}"
 
 
 def write_manifest(path: Path, entries: Sequence[Entry]) -> None:

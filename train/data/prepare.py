@@ -30,8 +30,8 @@ from hub_model.hub_folder import LABELS
 
 from .grouping import code_hash, group
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
-from .manifest import Entry, write_manifest
-from .prepared import MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
+from .manifest import Entry, hide_names, write_manifest
+from .prepared import HASHED, KEPT, MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 from .reading import column_of, entries_of, input_hash, read_all
 from .split import LEAKING, RATIOS, SPLITS, assign_splits, check_split, prove_no_leak
 
@@ -67,11 +67,15 @@ def prepare(
         float, typer.Option(help="share of unreadable files to put up with")
     ] = MAX_UNREADABLE,
     zip_limit: Annotated[int, typer.Option(help="bytes that an archive may unpack to")] = ZIP_LIMIT,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="write the names of files, which may name patients")
+    ] = False,
 ) -> Path:
     """Write one trustworthy data set from one or several collections; a killed run resumes when called again.
 
-    Pictures are stored as 8-bit grey: the file itself where it is that and says nothing else, else a PNG.
-    Work in progress lies beside the folder (OUT.partial).
+    Pictures are stored as 8-bit grey: the file itself where it is that and says nothing else, else a PNG. Files are
+    called by a hash of their contents in all that is written, unless `keep_names`. Work in progress lies beside the
+    folder (OUT.partial), with names.
 
     Returns:
         The folder.
@@ -91,7 +95,8 @@ def prepare(
     _check(settings, allow_leak)
     rows = _ordered(open_sources(sources, modality, labels, zip_limit))
     _check_classes([row for row in rows if row.skipped is None])
-    settings["inputs"] = input_hash(rows, settings)
+    settings["inputs"] = input_hash(rows, settings if keep_names else {**settings, "names": HASHED})
+    settings["names"] = KEPT if keep_names else HASHED
     if _is_finished(out, settings["inputs"]):
         _say(f"{out}: was prepared before from the same files")
         return out
@@ -124,6 +129,8 @@ def _prepare(
     group(entries, chunks, partial / "work", look, jobs)
     _split(entries, settings)
     others = [Entry.of(row) for row in rows if row.skipped is not None]
+    if settings["names"] == HASHED:
+        hide_names([*entries, *others])
     _write(partial / "final", entries, others, chunks, settings)
     os.replace(partial / "final", out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -261,7 +268,7 @@ def _tell(out: Path, entries: Sequence[Entry], split: str) -> None:
         text += f" {LEAKING}: they were dealt at random; scores on them measure memory."
     if left_out:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in left_out.most_common())
-        text += f" Left out, by name in {MANIFEST_FILE}: {reasons}."
+        text += f" Left out, one by one in {MANIFEST_FILE}: {reasons}."
     _say(text)
 
 

@@ -23,6 +23,9 @@ ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 400 * 2**20
 SPLIT_FILE = "split.json"
 MANIFEST_FILE = "manifest.parquet"
+HASHED, KEPT = "hashed", "kept"
+"""What `split.json` says of the names of files."""
+NAMES = {HASHED: ", by a hash of its contents in place of its name", KEPT: ", by its name"}
 HOW_SPLIT = {
     "family": "by family",
     "official": "as published (by family where nothing is), without copies of later splits in earlier ones",
@@ -167,8 +170,8 @@ def _card_text(placed: Sequence[Entry], settings: Mapping) -> str:
         (
             f"Split {HOW_SPLIT[settings['split']]}, seed {settings['seed']}; {families:,} families. `family`"
             " joins copies of one original and pictures of one patient. `manifest.parquet` lists every file"
-            " met, the refused ones with the reason; `leak_report.json` says what a random split would have"
-            " done."
+            f" met{NAMES[settings['names']]}, the refused ones with the reason; `leak_report.json` says what a"
+            " random split would have done."
         ),
         "",
         "For research and development only; not fit for diagnosis. Licences are those of the sources.",

@@ -161,7 +161,8 @@ def gather(
     if not any((outline > 127).any() for outline in train.outlines):
         raise Refused(
             f"{', '.join(map(str, masks))}: none of {len(files)} outlines belongs to a picture of the train split. The "
-            "column `film` of masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg."
+            "column `film` of masks.csv names pictures as the data does, for example xray/COVID/xray_000013.jpg; "
+            "prepared data name files only if told so (prepare --keep-names)."
         )
     return sets
 

@@ -89,6 +89,9 @@ def publish_data(
         bool, typer.Option("--private/--public", help="who may see a repository made new")
     ] = True,
     cleared: Annotated[bool, typer.Option(help="I have the right to pass on every picture")] = False,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="also data prepared with the names of files")
+    ] = False,
     revision: Annotated[str, typer.Option(help="branch; made where absent")] = "main",
     tag: Annotated[str | None, typer.Option(help="name for this state, to pin it by")] = None,
     replace: Annotated[bool, typer.Option(help="delete what else the repository holds")] = False,
@@ -98,11 +101,11 @@ def publish_data(
     streaming too.
 
     Raises:
-        Refused: no prepared folder, a public place for pictures that may not be passed on, or see
-            `publish`.
+        Refused: no prepared folder, names of files that may name patients, a public place for pictures that may not
+            be passed on, or see `publish`.
         Failed: the network gave up.
     """
-    files = checked_data(Path(data), repo_id, private or cleared)
+    files = checked_data(Path(data), repo_id, private or cleared, keep_names)
     if dry_run:
         return show(files, repo_id)
     target = Target(
@@ -250,7 +253,9 @@ def check_loaders(run: Path) -> None:
             )
 
 
-def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
+def checked_data(
+    folder: Path, repo_id: str, may_pass_on: bool, keep_names: bool = False
+) -> dict[str, Content]:
     """Collect the files of a prepared data set, its card with provenance and licences.
 
     Raises:
@@ -258,10 +263,16 @@ def checked_data(folder: Path, repo_id: str, may_pass_on: bool) -> dict[str, Con
     """
     from ..data.dataset import is_prepared, verify
     from ..data.manifest import read_manifest
+    from ..data.prepared import HASHED
 
     if not is_prepared(folder):
         raise Refused(f"{folder} was not written by `python -m train prepare`. Prepare the pictures first.")
     told = verify(folder)
+    if told.get("names") != HASHED and not keep_names:
+        raise Refused(
+            f"{folder}: its manifest and its column `path` hold the names of files, which may name patients. Prepare "
+            "the pictures again without --keep-names, or say --keep-names here if none of them does."
+        )
     entries = read_manifest(folder / "manifest.parquet")
     placed = [entry for entry in entries if entry.split]
     astray = [entry.path for entry in entries if _leads_outside(entry.path)]
