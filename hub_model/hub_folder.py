@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +46,7 @@ from .layout import (
     read_tensors,
 )
 from .preprocess import preprocessing
-from .whole import whole_file
+from .whole import partial_folder, whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -386,8 +385,8 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     _finish(path)
     config = make_config(architecture, model_args, pretrained_cfg, num_features=model.num_features)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as temporary:
-        new = Path(temporary) / _READY
+    with partial_folder(path) as temporary:
+        new = temporary / _READY
         new.mkdir()
         _write_tensors(_storable(model.state_dict(), half), new / WEIGHTS)
         weights = read_tensors(new / WEIGHTS)
@@ -427,8 +426,8 @@ def add_graph(path: str | os.PathLike) -> Path:
     stamped = {**folder.screening, "graph_sha256": hashlib.sha256(graph).hexdigest()}
     if folder.guard is not None:
         stamped["guard_sha256"] = sha256(folder.path / GUARD)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.path) as temporary:
-        new = Path(temporary) / _READY
+    with partial_folder(folder.path) as temporary:
+        new = temporary / _READY
         new.mkdir()
         (new / GRAPH).write_bytes(graph)
         write_json(new / SCREENING, stamped)

@@ -27,7 +27,7 @@ from hub_model.lung_net import LungNet
 from hub_model.refused import Reason
 from hub_model.screener import chosen, decide
 from tests import made_run
-from tests.hub_model.test_hub_folder import ARCHITECTURE, CFG
+from tests.bad_folders import ARCHITECTURE, CFG
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 POINTS = {

@@ -7,8 +7,9 @@ chest wall.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,14 @@ from rich.progress import track
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from hub_model.check.files import DataRefused
+from hub_model.check.files import DataRefused, explain_write_errors
 from hub_model.grey import ImageRefused
 from hub_model.images import read_image
-from hub_model.whole import whole_file
+from hub_model.whole import whole_folder
 
 from .dataset import load_data
 
+TABLE = "masks.csv"
 SIDE = 256
 """Longer side in pixels at which a slice is outlined."""
 BACKGROUND = 8
@@ -85,13 +87,33 @@ def outline(
     Raises:
         DataRefused: data that cannot be used, or no slice that can be outlined.
     """
+    _check_place(out)
     parts = load_data(data, modality="ct", seed=seed, split=split, families=families)
     rows = [
         (row["path"], row["image"].convert("L")) for name in ("train", "validation") for row in parts[name]
     ]
-    out.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(out), whole_folder(out) as folder:
+        counts = _write(folder, chain(rows, further(unlabelled or [])))
+    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    return counts
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to replace what is no folder of outlines.
+
+    Raises:
+        DataRefused: something else is there.
+    """
+    if out.exists() and not (out / TABLE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DataRefused(
+            f"{out}: something else than outlines is there already. Name a new folder, or remove it first."
+        )
+
+
+def _write(out: Path, slices: Iterable[tuple[str, Image.Image]]) -> dict[str, int]:
+    """Write an outline for each slice that has one to be trusted, and the table of them."""
     counts, table = {"outlined": 0, "without lungs": 0, "left out": 0}, []
-    for path, picture in track([*rows, *further(unlabelled or [])], "outlining", transient=True):
+    for path, picture in track(slices, "outlining", transient=True):
         found = outline_of(np.asarray(picture))
         if found is not None and found.trusted:
             mask, kind = found.mask, "outlined"
@@ -108,13 +130,12 @@ def outline(
         )
     if not counts["outlined"]:
         raise DataRefused(
-            f"Of {len(rows)} slices none could be outlined by its grey levels. Are these CT slices of lungs?"
+            f"Of {sum(counts.values())} slices none could be outlined by its grey levels. Are these CT slices of lungs?"
         )
-    with whole_file(out / "masks.csv") as new, open(new, "w", newline="", encoding="utf-8") as stream:
+    with open(out / TABLE, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     return counts
 
 

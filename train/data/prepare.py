@@ -27,6 +27,7 @@ from hub_model.check.headers import LEFT_OUT
 from hub_model.check.labels import Row
 from hub_model.check.sources import open_sources
 from hub_model.hub_folder import LABELS
+from hub_model.whole import held
 
 from .grouping import code_hash, group
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
@@ -82,6 +83,7 @@ def prepare(
 
     Raises:
         DataRefused: input or output that cannot be used; nothing is left at `out`.
+        InUse: another process prepares the same folder.
         LeakError: the split would leak.
     """
     out = Path(out).expanduser()
@@ -123,17 +125,18 @@ def _prepare(
     pictures = [row for row in rows if row.skipped is None]
     jobs = jobs or (joblib.cpu_count() if len(pictures) > SMALL else 1)
     reading = {"long_side": settings["long_side"], "describe": code_hash() if look else None}
-    chunks = read_all(pictures, partial / "work", reading, jobs)
-    entries = entries_of(pictures, chunks)
-    _stop_if_unreadable(entries, max_unreadable, partial)
-    group(entries, chunks, partial / "work", look, jobs)
-    _split(entries, settings)
-    others = [Entry.of(row) for row in rows if row.skipped is not None]
-    if settings["names"] == HASHED:
-        hide_names([*entries, *others])
-    _write(partial / "final", entries, others, chunks, settings)
-    os.replace(partial / "final", out)
-    shutil.rmtree(partial, ignore_errors=True)
+    with held(partial):
+        chunks = read_all(pictures, partial / "work", reading, jobs)
+        entries = entries_of(pictures, chunks)
+        _stop_if_unreadable(entries, max_unreadable, partial)
+        group(entries, chunks, partial / "work", look, jobs)
+        _split(entries, settings)
+        others = [Entry.of(row) for row in rows if row.skipped is not None]
+        if settings["names"] == HASHED:
+            hide_names([*entries, *others])
+        _write(partial / "final", entries, others, chunks, settings)
+        os.replace(partial / "final", out)
+        shutil.rmtree(partial, ignore_errors=True)
     return [*entries, *others]
 
 

@@ -5,6 +5,8 @@ The run folder is the hub folder; while training goes on, ``trainer/`` inside it
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from transformers.trainer_callback import ProgressCallback
 from hub_model import hub_folder, lungs
 from hub_model.hub_folder import LABELS
 from hub_model.refused import Refused
+from hub_model.whole import held
 
 from ..data.dataset import Origin, open_data
 from . import backbones, distillation, experts, probe, speed, steady
@@ -77,14 +80,13 @@ def fit(
             families=settings.families,
         )
     images = _read(settings, splits, network)
-    if processes.is_main_process:
-        _open_run(out, settings)
-    processes.wait_for_everyone()
-    trainer = _trainer(settings, network, images, out / CHECKPOINTS, report)
-    clock = _train(trainer, out / CHECKPOINTS)
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        _save(out, settings, splits, origin, network, trainer, clock)
+    with _alone(out, settings) if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        trainer = _trainer(settings, network, images, out / CHECKPOINTS, report)
+        clock = _train(trainer, out / CHECKPOINTS)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            _save(out, settings, splits, origin, network, trainer, clock)
     return out
 
 
@@ -228,6 +230,22 @@ def _changed(checkpoints: Path, settings: Settings) -> list[str]:
         return []
     earlier, now = hub_folder.read_json(file), settings.as_json()
     return [key for key in sorted(now.keys() | earlier.keys()) if earlier.get(key) != now.get(key)]
+
+
+@contextmanager
+def _alone(out: Path, settings: Settings) -> Iterator[None]:
+    """Open the run folder, and hold it while the block runs.
+
+    Raises:
+        InUse: another process trains there.
+    """
+    checkpoints = out / CHECKPOINTS
+    if checkpoints.is_dir():
+        with held(checkpoints):
+            pass
+    _open_run(out, settings)
+    with held(checkpoints):
+        yield
 
 
 def _open_run(out: Path, settings: Settings) -> None:
