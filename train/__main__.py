@@ -40,6 +40,7 @@ VERBS = {
     "card": Verb("release.card:card", "Write the model card of a run."),
     "publish": Verb("release.publish:publish", "Upload a run as one commit, once every loader agrees."),
     "publish-data": Verb("release.publish:publish_data", "Upload a prepared data set with its card."),
+    "publish-metric": Verb("release.metric:publish_metric", "Upload the figures as a module of `evaluate`, a Space."),
     "space": Verb("release.space:space", "Write the page as a folder and upload it as a Space."),
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """The figures as a module of the evaluate library: by path, from a Space, and as the verb uses it."""
 
-import shutil
 from pathlib import Path
 
 import evaluate
@@ -9,10 +8,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hub_model.check.metrics import figures
+from hub_model.refused import Refused
 from tests.conftest import ROOT
 from train.measure.screening_figures import ScreeningFigures
-
-FILES = ("screening_figures.py",)
+from train.release.metric import check_module, module_files, publish_metric
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,14 @@ def test_it_opens_by_path_and_takes_batches(scored):
 
 
 def test_it_opens_from_a_space(scored, tmp_path, monkeypatch):
-    """A Space holds this file; where `evaluate` would fetch it, it finds it here."""
+    """Where `evaluate` would fetch the files that the verb uploads, it finds them here; they need no package of ours."""
     labels, p, _ = scored
+    files = module_files("clinic/covid_figures")
     space = tmp_path / "space"
     space.mkdir()
-    for name in FILES:
-        shutil.copy(ROOT / "train" / "measure" / name, space)
+    for name, content in files.items():
+        (space / name).write_bytes(content)
+    assert b"hub_model" not in files["covid_figures.py"] + files["metrics.py"]
     asked = []
 
     def fetch(url_or_filename, **_settings):
@@ -59,8 +60,26 @@ def test_it_opens_from_a_space(scored, tmp_path, monkeypatch):
         return str(space / Path(asked[-1]).name)
 
     monkeypatch.setattr("evaluate.loading.cached_path", fetch)
-    opened = evaluate.load("clinic/screening_figures")
-    assert {Path(name).name for name in asked} == set(FILES)
-    assert all("huggingface.co/spaces/clinic/screening_figures" in name for name in asked)
+    opened = evaluate.load("clinic/covid_figures")
+    assert {Path(name).name for name in asked} == {"covid_figures.py", "metrics.py"}
+    assert all("huggingface.co/spaces/clinic/covid_figures" in name for name in asked)
     found = opened.compute(predictions=p, references=labels)
     assert found["auroc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-12)
+
+
+def test_the_verb_checks_and_lists_the_space(capsys):
+    assert publish_metric("clinic/screening_figures", dry_run=True) is None
+    shown = capsys.readouterr().out
+    assert "screening_figures.py" in shown and "metrics.py" in shown
+    with pytest.raises(Refused, match="letters, digits and underscores"):
+        publish_metric("clinic/screening-figures", dry_run=True)
+
+
+def test_a_module_that_computes_something_else_stays_here():
+    files = module_files("clinic/screening_figures")
+    other = files["screening_figures.py"].replace(b"seed: int = 0,", b"seed: int = 1,")
+    assert other != files["screening_figures.py"]
+    with pytest.raises(Refused, match="other figures"):
+        check_module({**files, "screening_figures.py": other}, "screening_figures")
+    with pytest.raises(Refused, match="does not load alone"):
+        check_module({"screening_figures.py": files["screening_figures.py"]}, "screening_figures")
