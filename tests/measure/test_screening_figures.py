@@ -45,7 +45,7 @@ def test_it_opens_by_path_and_takes_batches(scored):
 
 
 def test_it_opens_from_a_space(scored, tmp_path, monkeypatch):
-    """Where `evaluate` would fetch the files that the verb uploads, it finds them here; they need no package of ours."""
+    """Where `evaluate` would fetch the files that the verb uploads, it finds them here; they need no other package."""
     labels, p, _ = scored
     files = module_files("clinic/covid_figures")
     space = tmp_path / "space"
