@@ -134,6 +134,13 @@ def test_audits_join_the_evaluation(run, archive):  # noqa: F811
     assert f"{worst['change']}: {100 * worst['flips']['sensitivity']['value']:.1f} %" in table
     with pytest.raises(Refused, match="measure nothing"):
         audit(run, data=[str(archive)], pictures=2)
+    assert "uncut" not in found
+    screening = json.loads((run / hub_folder.SCREENING).read_text())
+    hub_folder.write_json(run / hub_folder.SCREENING, {**screening, "view": lungs.LUNGS})
+    uncut = audit(run, data=[str(archive)], pictures=4)["uncut"]
+    told = json.loads((run / "evaluation.json").read_text())["test"]
+    assert uncut["auroc"] == told["auroc"]  # whole pictures are what this network was evaluated on
+    assert uncut["specificity"] == told["at"]["sensitivity"]["specificity"]
 
 
 def test_flips_and_moves_are_those_of_the_answers(evaluated, archive, monkeypatch):  # noqa: F811

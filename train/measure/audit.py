@@ -6,6 +6,7 @@ collection it came from (Maguolo & Nanni 2021, arXiv:2004.12823; DeGrave et al. 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,8 @@ def audit(
         ``harmless``, see `harmless.measure_changes`; ``changed``, AUROC on as many test pictures ``whole`` and with
         something gone (lungs_gone, lungs_only, coarse_only), and ``lungs``, the share of them whose lungs were found;
         ``thumbnail``, AUROC on all test pictures with the network's ``advantage`` over it; ``source``, how well the
-        collection can be told from what the network sees; ``unseen_source``, AUROC of each left-out source against
+        collection can be told from what the network sees; ``uncut``, of a network that was trained on pictures cut to
+        their lungs, what it makes of whole ones; ``unseen_source``, AUROC of each left-out source against
         the Non-COVID test images, beside the thumbnail's.
 
     Raises:
@@ -117,6 +119,7 @@ def audit(
         "changed": _changed(folder, test, whole, pictures, seed),
         "thumbnail": _thumbnail(parts, whole.log_odds, seed),
         "source": _source(folder, parts, whole, seed),
+        **({"uncut": _uncut(folder, test, seed)} if folder.view == lungs.LUNGS else {}),
         "unseen_source": {
             name: row
             for path in fold or []
@@ -144,6 +147,16 @@ def _changed(
         )
         result[name] = _auroc(labels, log_odds, families, seed)
     return {**result, "lungs": mean("lungs found", [found for _, found in masks], families, seed)}
+
+
+def _uncut(folder: hub_folder.HubFolder, test: "Dataset", seed: int) -> dict[str, Record]:
+    """Score what a stock loader shows the network where nobody cuts to the lungs before: whole pictures."""
+    plain = replace(folder, screening={**folder.screening, "view": lungs.WHOLE})
+    found = predict(plain, test, "whole pictures")
+    name, point = next(iter(folder.screening["operating_points"].items()))
+    thresholds = {name: point["threshold"]}
+    told = figures(found.labels, expit(found.log_odds), found.families, thresholds, seed)
+    return {"auroc": told["auroc"], **{key: told["at"][name][key] for key in ("sensitivity", "specificity")}}
 
 
 def _auroc(labels: np.ndarray, log_odds: np.ndarray, families: np.ndarray, seed: int) -> Record:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import track
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from hub_model.check.files import read_bytes
@@ -96,10 +97,14 @@ class LeftOut:
             found[0]["distance"] *= SLACK
             found[0]["residual"] *= SLACK
         else:
+            each = []
             for name in rest:
                 unseen = self.fitted[tuple(sorted((*without, name), key=self.names.index))]
                 own = self.seen.own[self.seen.sources == name]
-                found.append(_quantiles(unseen.scores(own), UNSEEN_REFUSALS))
+                each.append(_quantiles(unseen.scores(own), UNSEEN_REFUSALS))
+            odds = further([logit(np.clip(row["foreign"], 1e-6, 1 - 1e-6)) for row in each])
+            found.append({name: further([row[name] for row in each]) for name in ("distance", "residual")})
+            found[-1]["foreign"] = float(expit(odds))
         highest = {score: max(row[score] for row in found) for score in found[0]}
         return {**highest, "foreign": min(LARGEST_OOD, max(0.5, highest["foreign"]))}
 
@@ -141,7 +146,8 @@ def fit_guard(
     """Fit the guard of a network and say how often it would refuse sources that it has not seen.
 
     The limits of the three scores are the highest that two demands ask for: validation pictures are refused with
-    FALSE_REFUSALS at most, and so are, with UNSEEN_REFUSALS, the pictures of each source by a guard fitted without it.
+    FALSE_REFUSALS at most, and so would be, with UNSEEN_REFUSALS, those of one more source, judged by what the pictures
+    of each source get from a guard fitted without it (see `further`).
 
     Args:
         folder: the trained network; its own guard, if any, is not used.
@@ -185,6 +191,19 @@ def _look(
     sources, families = np.array(rows["source"]), np.array(rows["family"])
     own, copies, sources, families = (each[usable] for each in (own, copies, sources, families))
     return Seen(own, copies, sources, families, foreign[np.isfinite(foreign).all(1)])
+
+
+def further(limits: Sequence[float]) -> float:
+    """How far the limit of one more source may lie out, given those of the sources that were left out in turn.
+
+    The largest of n would be passed by one source in n + 1. Going beyond it by its distance from the next is the
+    estimate of where a distribution ends (Robson & Whitlock 1964, Biometrika 51:33-39).
+
+    Args:
+        limits: one a source, two at least.
+    """
+    next_to, largest = sorted(limits)[-2:]
+    return largest + (largest - next_to)
 
 
 def balanced(sources: Sequence[str], count: int, rng: np.random.Generator) -> np.ndarray:
