@@ -64,7 +64,7 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
     """The page.
 
     Args:
-        screeners: by modality; one or both of ``xray`` and ``ct``.
+        screeners: by modality, one or both of ``xray`` and ``ct``; further ones by name.
     """
     examples = sorted((HERE / "examples").glob("*.png"), key=lambda path: ("refused" in path.name, path.name))
     desk = Desk(screeners, {path.stem: path for path in examples})
@@ -261,6 +261,8 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
 def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
     """Models by modality: those named, those that COVID_XCT_XRAY and COVID_XCT_CT name, or the embedded ones.
 
+    Unless models are named, the further embedded ones come after them, by their own names.
+
     Args:
         names: hub folders, or Hub ids with or without a revision: ``ORG/NAME@REVISION``.
 
@@ -276,7 +278,8 @@ def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
                 f"{name} reads {screener.modality} pictures, as a model before it. Give one for each."
             )
         opened[screener.modality] = screener
-    return opened
+    further = [] if names else [name for name in embedded() if name not in MODALITIES]
+    return opened | {name: Screener.from_pretrained(name) for name in further}
 
 
 def _pinned() -> list[str]:

@@ -12,7 +12,7 @@ import gradio as gr
 import texts
 import views
 from intake import Picture, UploadRefused, keep, pictures, slices
-from judge import DETECT, Judgement, judge, judge_many, points
+from judge import DETECT, Judgement, defaults, judge, judge_many, points
 from listeners import gone
 from page import spoken
 from PIL import Image
@@ -50,7 +50,7 @@ class Desk:
     """The handlers, over the models they ask.
 
     Attributes:
-        screeners: models by modality.
+        screeners: models by modality, and further ones by name.
         examples: pictures to try, by name.
     """
 
@@ -62,7 +62,7 @@ class Desk:
     @property
     def kinds(self) -> list[str]:
         """What a picture may be said to be."""
-        return [DETECT, *self.screeners] if len(self.screeners) > 1 else list(self.screeners)
+        return [DETECT, *self.screeners] if len(defaults(self.screeners)) > 1 else list(self.screeners)
 
     @property
     def points(self) -> list[str]:
@@ -191,7 +191,7 @@ class Desk:
 
         Args:
             file: PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file.
-            kind: "detect", "xray" or "ct"; any other word is an error.
+            kind: "detect", "xray", "ct", or a further model that the page names; any other word is an error.
             operating_point: "sensitivity", "balanced" or "specificity"; any other word is an error.
 
         Returns:
@@ -207,7 +207,7 @@ class Desk:
 
         Args:
             file: PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file.
-            kind: "detect", "xray" or "ct".
+            kind: "detect", "xray", "ct", or a further model that the page names.
 
         Returns:
             JPEG picture of the same size; an error with the reason where the picture was refused.
@@ -228,7 +228,7 @@ class Desk:
 
         Args:
             files: pictures, or zips or tars of pictures, 500 at most.
-            kind: "detect", "xray" or "ct".
+            kind: "detect", "xray", "ct", or a further model that the page names.
             operating_point: "sensitivity", "balanced" or "specificity".
 
         Returns:
@@ -270,7 +270,7 @@ class Desk:
         """What is known of a model.
 
         Args:
-            kind: "xray" or "ct".
+            kind: "xray", "ct", or a further model that the page names.
 
         Returns:
             screening (operating points, provenance), evaluation (every measured figure; null where none).

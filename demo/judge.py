@@ -66,10 +66,10 @@ def judge_many(
     """Screen pictures in batches; whatever happens to one, it gets an answer and the rest goes on.
 
     Args:
-        screeners: by modality.
+        screeners: by modality, and further ones by name.
         sources: what `Screener.screen_many` takes.
-        kind: a modality, or ``detect``: the model whose guard accepts the picture; where several do, the one to
-            whose training pictures it lies nearest (`AutoScreener`).
+        kind: a modality, the name of a further model, or ``detect``: the model of a modality whose guard accepts the
+            picture; where several do, the one to whose training pictures it lies nearest (`AutoScreener`).
         operating_point: name of one.
         heat_map: also say where the model looked.
 
@@ -79,23 +79,30 @@ def judge_many(
     Raises:
         UnknownWord: a kind or an operating point that there is not.
     """
-    asked = _asked(screeners, kind, operating_point)
+    chosen = _chosen(screeners, kind, operating_point)
+    asked = AutoScreener(chosen.values()) if len(chosen) > 1 else next(iter(chosen.values()))
     return (
-        Judgement(finding, None if _nobodys(finding, asked) else screeners[finding.modality])
+        Judgement(finding, None if _nobodys(finding, asked) else chosen[finding.modality])
         for finding in asked.screen_many(sources, operating_point, heat_map, batch_size=BATCH)
     )
 
 
-def _asked(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> Screener | AutoScreener:
+def defaults(screeners: Mapping[str, Screener]) -> dict[str, Screener]:
+    """The one model for each modality, which goes by its name."""
+    return {name: screener for name, screener in screeners.items() if name == screener.modality}
+
+
+def _chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> dict[str, Screener]:
+    """The models to ask, by modality."""
     kinds = [DETECT, *screeners]
     if kind not in kinds:
         raise UnknownWord(f"kind {_named(kind)} is not known. Accepted: {', '.join(kinds)}.")
-    chosen = screeners if kind == DETECT else {kind: screeners[kind]}
+    chosen = defaults(screeners) if kind == DETECT else {screeners[kind].modality: screeners[kind]}
     if operating_point not in (known := points(chosen)):
         raise UnknownWord(
             f"operating_point {_named(operating_point)} is not known. Accepted: {', '.join(known)}."
         )
-    return AutoScreener(chosen.values()) if len(chosen) > 1 else next(iter(chosen.values()))
+    return chosen
 
 
 def _named(word: object) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from hub_model import Refused, Screener, read_image
 from hub_model.heatmap import overlay
-from hub_model.hub_folder import EVALUATION, MODALITIES
+from hub_model.hub_folder import EMBEDDED, EVALUATION, MODALITIES
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
 THUMB = 96
@@ -418,6 +418,9 @@ def _named(language: str, pictures: Mapping[str, str], values: Mapping[str, obje
     found = {
         key: text.format(**values) for key, text in table.items() if texts.placeholders(text) <= values.keys()
     }
+    for name in set(EMBEDDED) - set(MODALITIES):
+        modality, _, network = name.partition("-")
+        found[name] = f"{table[modality]}, {network}"
     found["header"] = header(language)
     found["waiting_message"] = message(table["waiting"], language)
     labels = {name: example_label(name, language) for name in pictures}

@@ -16,6 +16,7 @@ from .screener import BATCH, WORKERS
 
 ENGINES = ("local", "ray")
 
+NAMES = ", ".join(hub_folder.EMBEDDED)
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -28,7 +29,7 @@ def score(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="xray or ct (embedded), auto (whichever fits), a hub folder, or a Hub id")
+        str, typer.Option(help=f"{NAMES}, auto (xray or ct, whichever fits), a hub folder, or a Hub id")
     ] = "auto",
     out: Annotated[
         str | None,
@@ -130,7 +131,7 @@ def _check_options(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="xray or ct (embedded), a hub folder, or a Hub id")],
+    model: Annotated[str, typer.Argument(help=f"{NAMES}, a hub folder, or a Hub id")],
     revision: Annotated[str | None, typer.Option(help="revision of a Hub id")] = None,
 ) -> None:
     """Say what a model is: modality, architecture, operating points and the figures they were chosen on (JSON)."""

@@ -51,10 +51,13 @@ from .whole import partial_folder, whole_file
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONFIG", "COVID", "EVALUATION", "FORMAT", "GRAPH", "GUARD", "LABELS", "MODALITIES", "SCREENING", "WEIGHTS",
-           "FolderRefused", "HubFolder", "embedded", "load", "make_config", "open_folder", "read_json", "resolve",
-           "save", "sha256", "transform_of", "write_json"]  # fmt: skip
+__all__ = ["CONFIG", "COVID", "EMBEDDED", "EVALUATION", "FORMAT", "GRAPH", "GUARD", "LABELS", "MODALITIES",
+           "SCREENING", "WEIGHTS", "FolderRefused", "HubFolder", "embedded", "load", "make_config", "open_folder",
+           "read_json", "resolve", "save", "sha256", "transform_of", "write_json"]  # fmt: skip
 
+EMBEDDED = (*MODALITIES, "xray-covid_cnn_3", "ct-covid_cnn_3")
+"""Names of the checkpoints that ship inside the package: the default for each modality, which has its name, then others
+to choose. Each has a folder of its name."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _READY = ".ready"  # folder of files that are whole and only need to be moved into place
 _FILES = (WEIGHTS, GUARD, GRAPH, CONFIG, SCREENING)
@@ -163,9 +166,9 @@ class HubFolder:
 
 
 def embedded() -> dict[str, Path]:
-    """List the checkpoints that ship inside the package, by name."""
+    """List the checkpoints that ship inside the package, by name; the default of each modality first."""
     root = Path(str(resources.files(__package__) / "checkpoints"))
-    return {name: root / name for name in MODALITIES if (root / name / CONFIG).is_file()}
+    return {name: root / name for name in EMBEDDED if (root / name / CONFIG).is_file()}
 
 
 def resolve(
@@ -178,7 +181,8 @@ def resolve(
     """Find the folder behind a name.
 
     Args:
-        name: ``"xray"`` or ``"ct"`` (embedded), the path of a folder, or a Hub id ``"org/name"``.
+        name: one of `EMBEDDED`, as ``"xray"`` or ``"ct-covid_cnn_3"``, the path of a folder, or a Hub id
+            ``"org/name"``.
         revision: branch, tag or commit; only for a Hub id.
         token: for a private Hub repository; by default the one that `hf auth login` stored.
         cache_dir: where downloads are kept; by default the Hub's own cache.

@@ -199,7 +199,8 @@ class Screener:
         """Open a model.
 
         Args:
-            name: ``"xray"`` or ``"ct"`` (embedded in the package), a hub folder, or a Hub id ``"org/name"``.
+            name: ``"xray"``, ``"ct"``, ``"xray-covid_cnn_3"`` or ``"ct-covid_cnn_3"`` (embedded in the package), a hub
+                folder, or a Hub id ``"org/name"``.
             revision: branch, tag or commit of a Hub id.
             backend: ``"onnx"`` (ONNX Runtime) or ``"torch"``; they give the same decisions, and on a CPU
                 probabilities within 1e-5.

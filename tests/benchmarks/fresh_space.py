@@ -53,8 +53,8 @@ for name in names.split(","):
 
 
 def make(folder: Path, scratch: Path, hub: Hub) -> None:
-    """Publish copies of the embedded models and make the Space of them; both as a user does."""
-    runs = [shutil.copytree(found, scratch / "runs" / name) for name, found in embedded().items()]
+    """Publish copies of the default models and make the Space of them; both as a user does."""
+    runs = [shutil.copytree(embedded()[name], scratch / "runs" / name) for name in MODALITIES]
     subprocess.run([sys.executable, "-c", MAKE, folder, *runs], env=os.environ | hub.env, check=True)
 
 

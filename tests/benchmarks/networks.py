@@ -1,22 +1,27 @@
 """All trained networks side by side, from the evaluation.json of their runs.
 
-    python -m tests.benchmarks.networks RUNS
+    python -m tests.benchmarks.networks RUNS [--data DATA ...]
 
 RUNS holds hub folders as `fit` and `evaluate` leave them. Writes docs/measured/documented.* (the documented networks
 beside what their authors published), stock.* (all others that were evaluated) and tried.* (every stock network that was
 trained, evaluated or not, by its validation figure). Rows of earlier calls stay; a run of the same name and modality
-replaces its row. Nothing is trained or scored here.
+replaces its row. Nothing is trained or scored here; with DATA, as `fit` was given it, the harmless changes are measured
+of documented networks that were evaluated and not audited.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from hub_model import hub_folder
+from hub_model.check.harmless import worst
 from hub_model.covid_cnn import VARIANTS
 from tests.benchmarks import measured
 from train.fit.recipes import RECIPES
+from train.measure.harmless import measure_changes
+from train.measure.provenance import parts_of
 
 # Accuracy, and sensitivity / specificity for COVID. Its class names were encoded in alphabetical order, COVID as 0, so
 # that the precision and recall it reports are those of Non-COVID; from them and the class counts of its test splits (CT
@@ -33,13 +38,21 @@ PUBLISHED = {
     ("xray", "covid_cnn_5"): (0.832, 0.797, 0.858),
 }
 NAMES = {"ct": "CT", "xray": "X-ray"}
+POINT = "balanced"
+"""The operating point of all these tables: the two classes count alike, as the accuracy that was published has them."""
 
 
 def main() -> None:
-    runs = sorted(path.parent for path in Path(sys.argv[1]).glob(f"*/{hub_folder.SCREENING}"))
-    found = [row for row in map(read, runs) if not row["without_source"]]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--data", action="append", default=[])
+    told = parser.parse_args()
+    runs = sorted(path.parent for path in told.runs.glob(f"*/{hub_folder.SCREENING}"))
+    for run in runs if told.data else ():
+        audit_changes(run, told.data)
+    found = [row for row in map(read, runs) if not set(row["without_source"]) & set(row.get("sources", ()))]
     if not found:
-        sys.exit(f"No finished run in {sys.argv[1]}.")
+        sys.exit(f"No finished run in {told.runs}.")
     rows = list({(row["modality"], row["name"]): row for row in [*earlier(), *found]}.values())
     rows.sort(key=lambda row: (row["modality"], row["architecture"], row["name"]))
     documented = [row for row in rows if row["architecture"] in VARIANTS and "auroc" in row]
@@ -49,6 +62,19 @@ def main() -> None:
     write_tried(stock)
 
 
+def audit_changes(run: Path, data: list[str]) -> None:
+    """Measure the harmless changes of a documented network on test, unless that was done, and keep the figures."""
+    file = run / hub_folder.EVALUATION
+    folder = hub_folder.open_folder(run)
+    if folder.config["architecture"] not in VARIANTS or not file.is_file():
+        return
+    evaluation = hub_folder.read_json(file)
+    audits = evaluation.setdefault("audits", {})
+    if "harmless" not in audits:
+        audits["harmless"] = measure_changes(folder, parts_of(folder, data)["test"])
+        hub_folder.write_json(file, evaluation)
+
+
 def earlier() -> list[dict]:
     """The rows that earlier calls wrote, those of the longest list last; what is embedded may have changed since."""
     rows = [
@@ -56,28 +82,42 @@ def earlier() -> list[dict]:
         for name in ("documented", "stock", "tried")
         for row in json.loads((measured.FOLDER / f"{name}.json").read_text())["rows"]
     ]
-    return [
-        row | {"embedded": row.get("weights_sha256") == embedded_weights(row["modality"])} for row in rows
-    ]
+    return [row | {"embedded": row.get("weights_sha256") in embedded_weights()} for row in rows]
 
 
 def write_documented(rows: list[dict]) -> None:
-    head = ["network", "published: accuracy", "its COVID sensitivity / specificity", "ours: accuracy", "sensitivity",
-            "specificity", "AUROC"]  # fmt: skip
-    table = measured.table(
-        head, [[f"{NAMES[r['modality']]} `{r['architecture']}`", *published(r), *ours(r)] for r in rows]
-    )
+    head = ["network", "recipe", "learnt from", "published: accuracy", "its COVID sensitivity / specificity",
+            "ours: accuracy", "sensitivity", "specificity", "AUROC", "flips, mean", "flips, worst change"]  # fmt: skip
+    lines = [[label(r), by(r), f"{r['images']['train']:,}", *published(r), *ours(r), *flips(r)] for r in rows]
     precision = " in bfloat16" if all(row["bf16"] for row in rows) else ""
     text = (
-        f"The documented networks by their own recipes, trained{precision} on splits that no family of copies crosses, "
-        "decided at the balanced operating point chosen on validation; test splits of "
-        f"{counts(rows)} pictures. What was published came from a random split of augmented pictures, and is "
-        "read here for COVID (its 'recall' was that of Non-COVID); another collection, so no figure is to be "
-        "subtracted from another. 95 % intervals resample families (`python -m tests.benchmarks.networks RUNS`). "
+        "The documented networks by their own recipes and by one for the whole family (`family` in "
+        f"`train/fit/recipes.py`), trained{precision} on splits that no family of copies crosses, decided at the "
+        f"*{POINT}* operating point chosen on validation; test splits of {counts(rows)} pictures. What was "
+        "published came from a random split of augmented pictures, and is read here for COVID (its 'recall' was that "
+        "of Non-COVID); another collection, so no figure is to be subtracted from another. *Learnt from* counts "
+        "training pictures with labels; *flips* are answers that a harmless change turns, on at most 100 test "
+        "pictures. By the one recipe `covid_cnn_1`, `_2` and `_4` are the same network, for they have the same layers. "
+        "Bold is embedded. 95 % intervals resample families (`python -m tests.benchmarks.networks RUNS --data DATA`). "
         "On the X-ray side collection and label coincide, so those figures count collections rather than disease."
-        f"\n\n{table}"
+        f"\n\n{measured.table(head, lines)}"
     )
     measured.write("documented", {"rows": rows}, text)
+
+
+def by(row: dict) -> str:
+    """The recipe in the table of documented networks: its own, or the family's with what was changed in it."""
+    words = ["its own" if row["recipe"]["name"] == row["architecture"] else how(row)]
+    words += ["cut to the lungs"] if row.get("view") == "lungs" else []
+    return ", ".join(words)
+
+
+def flips(row: dict) -> list[str]:
+    """Mean share of answers that flip over all harmless changes, and the worst change with its interval."""
+    if not (found := row.get("flips")):
+        return ["not measured", ""]
+    most = f"{measured.interval(found['worst'], 0, percent=True)}, {found['change']}"
+    return [f"{100 * found['mean']:.1f} %", most]
 
 
 def write_stock(rows: list[dict]) -> None:
@@ -136,8 +176,9 @@ def read(run: Path) -> dict:
         "images": provenance["images"],
         "seconds": provenance["training"]["seconds"],
         "without_source": provenance["without_source"],
+        "view": screening.get("view") or "whole",
         "weights_sha256": screening["weights_sha256"],
-        "embedded": screening["weights_sha256"] == embedded_weights(screening["modality"]),
+        "embedded": screening["weights_sha256"] in embedded_weights(),
     }
     if not (run / hub_folder.EVALUATION).is_file():
         history = [
@@ -147,9 +188,11 @@ def read(run: Path) -> dict:
         ]
         return {**row, "validation_auroc": provenance.get("validation_auroc") or history[-1]}
     evaluation = hub_folder.read_json(run / hub_folder.EVALUATION)
-    at = evaluation["test"]["at"]["balanced"]
+    at = evaluation["test"]["at"][POINT]
     return {
         **row,
+        "sources": sorted(evaluation["test_by_source"]),
+        "flips": turned(evaluation.get("audits", {}).get("harmless")),
         "validation_auroc": evaluation["validation"]["auroc"]["value"],
         "n": evaluation["test"]["n"],
         "auroc": evaluation["test"]["auroc"],
@@ -162,8 +205,19 @@ def read(run: Path) -> dict:
     }
 
 
-def embedded_weights(modality: str) -> str:
-    return hub_folder.read_json(hub_folder.embedded()[modality] / hub_folder.SCREENING)["weights_sha256"]
+def turned(harmless: dict | None) -> dict | None:
+    """What of an audit's harmless changes stands in the table."""
+    if not harmless:
+        return None
+    every = [row["flips"][POINT]["value"] for row in harmless["rows"]]
+    most = worst(harmless, POINT)
+    return {"mean": sum(every) / len(every), "worst": most["flips"][POINT], "change": most["change"]}
+
+
+def embedded_weights() -> set[str]:
+    """SHA-256 of the weights of every embedded network."""
+    screenings = (path / hub_folder.SCREENING for path in hub_folder.embedded().values())
+    return {hub_folder.read_json(file)["weights_sha256"] for file in screenings}
 
 
 def how(row: dict) -> str:
@@ -207,6 +261,8 @@ def label(row: dict) -> str:
 
 
 def published(row: dict) -> list[str]:
+    if row["recipe"]["name"] != row["architecture"]:
+        return ["", ""]
     figures = PUBLISHED.get((row["modality"], row["architecture"]))
     if figures is None:
         return ["not reported", ""]

@@ -8,7 +8,6 @@ evaluation.json files, the reference and the map from the docstrings, the exampl
 """
 
 import importlib
-import json
 import re
 import subprocess
 import sys
@@ -16,12 +15,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from hub_model import hub_folder
 from tests.benchmarks import reference
 from tests.benchmarks.measured import FOLDER as MEASURED
 from tests.benchmarks.measured import interval, table
 
 ROOT = Path(__file__).parents[2]
-README, CHECKPOINTS = ROOT / "README.md", ROOT / "hub_model" / "checkpoints"
+README = ROOT / "README.md"
 PLACE = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PICTURES = {"xray": "chest X-ray", "ct": "CT slice"}
@@ -52,13 +52,13 @@ def models() -> str:
     """The embedded models by their evaluation.json: figures on the test split, and what they are worth."""
     head = ["model", "test pictures (families)", "AUROC", "sensitivity", "specificity"]
     rows, sentences = [], []
-    for file in sorted(CHECKPOINTS.glob("*/evaluation.json"), reverse=True):
-        evaluation = json.loads(file.read_text("utf-8"))
-        test, kind = evaluation["test"], PICTURES[evaluation["modality"]]
+    for name, folder in hub_folder.embedded().items():
+        evaluation = hub_folder.read_json(folder / hub_folder.EVALUATION)
+        test, kind = evaluation["test"], f"{PICTURES[evaluation['modality']]} (`{name}`)"
         point, at = next(iter(test["at"].items()))
         figures = [interval(figure) for figure in (test["auroc"], at["sensitivity"], at["specificity"])]
-        rows.append([f"{kind} (`{file.parent.name}`)", f"{test['n']} ({test['families']})", *figures])
-        sentences += [f"- **{kind}:** {sentence}" for sentence in worth(evaluation)]
+        rows.append([kind, f"{test['n']} ({test['families']})", *figures])
+        sentences += [f"- {kind}: {sentence}" for sentence in worth(evaluation)]
     measured = f"At the operating point *{point}*, on test splits; 95 % intervals resample families."
     return "\n\n".join([measured, table(head, rows), "What these figures are worth:", "\n".join(sentences)])
 

@@ -166,7 +166,10 @@ def main() -> None:
     chosen = parser.parse_args()
     asked: list[str] = []
     with tempfile.TemporaryDirectory() as name:
-        out, runs = Path(name) / "page", chosen.run or list(hub_folder.embedded().values())
+        out, runs = (
+            Path(name) / "page",
+            chosen.run or [hub_folder.embedded()[name] for name in hub_folder.MODALITIES],
+        )
         space.write_static("org/page", [space.pin(str(run), local=True) for run in runs], out, chosen.runtime)
         result = {"tolerance": TOLERANCE, "bytes": sizes(out), "models": {}}
         viewport = {"width": 1200, "height": 900}

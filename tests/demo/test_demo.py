@@ -476,6 +476,32 @@ class TestStart:
         assert (launch["share"], launch["run_history"], launch["auth"]) == (False, False, None)
 
 
+class TestFurther:
+    """Models beside the default of their modality: they answer where they are chosen by name, and only there."""
+
+    @pytest.fixture
+    def further(self, screeners) -> dict[str, Screener]:
+        return screeners | {"ct-covid_cnn_3": Screener.from_pretrained(screeners["ct"].path)}
+
+    @pytest.mark.parametrize("kind", ["ct-covid_cnn_3", "ct", "xray"])
+    def test_the_one_that_was_chosen_answers(self, further, chest, kind):
+        judgement = judge(further, chest, kind, "sensitivity")
+        assert judgement.screener is further[kind] and judgement.decision != "refused"
+
+    def test_detect_asks_the_defaults_alone(self, further, chest):
+        asked = judge(further, chest, "detect", "sensitivity").screener
+        assert asked in (None, further["ct"], further["xray"])
+
+    def test_a_default_is_detected_where_there_is_one_of_each(self, further):
+        assert Desk(further, {}).kinds == ["detect", "xray", "ct", "ct-covid_cnn_3"]
+        del further["xray"]
+        assert Desk(further, {}).kinds == ["ct", "ct-covid_cnn_3"]
+
+    def test_the_model_tab_shows_it(self, further):
+        shown = Desk(further, {}).model("ct-covid_cnn_3")
+        assert shown["screening"] == further["ct-covid_cnn_3"].screening
+
+
 class TestPinned:
     """COVID_XCT_XRAY, COVID_XCT_CT and --model name models: folders, or Hub ids at a revision."""
 
@@ -486,6 +512,18 @@ class TestPinned:
         monkeypatch.setattr(app, "embedded", list)  # as in a Space, which brings no weights
         opened = app.open_screeners()
         assert {name: one.path for name, one in opened.items()} == {"ct": screeners["ct"].path}
+
+    def test_unless_told_otherwise_it_opens_all_that_is_embedded(self, monkeypatch):
+        for kind in hub_folder.MODALITIES:
+            monkeypatch.delenv(f"COVID_XCT_{kind.upper()}", raising=False)
+        opened = app.open_screeners()
+        assert {name: one.path for name, one in opened.items()} == hub_folder.embedded()
+        kinds = Desk(opened, {}).kinds
+        assert kinds == ["detect", *hub_folder.EMBEDDED]
+        for language, table in views.static_texts({}).items():
+            named = {kind: table[views.PREFIX + kind] for kind in kinds}
+            assert len(set(named.values())) == len(kinds), language
+            assert named["ct-covid_cnn_3"] == f"{named['ct']}, covid_cnn_3"
 
     def test_two_models_of_one_kind_are_refused(self, screeners):
         with pytest.raises(FolderRefused, match="Give one for each"):

@@ -8,10 +8,13 @@ from PIL import Image
 from hub_model import hub_folder, lungs
 from hub_model.lung_net import LungNet
 from hub_model.refused import Refused
+from train.data.dataset import open_data
+from train.fit import fit as fitting
 from train.fit import speed
 from train.fit.batches import join, read_images, read_unlabelled
 from train.fit.fit import fit
 from train.fit.recipes import RECIPES, Recipe
+from train.fit.settings import Settings
 from train.fit.steady import features_of_looks, steady_head
 from train.fit.trainer import distance
 
@@ -90,6 +93,18 @@ def test_without_consistency_labels_stay_the_targets(archive):
     before = images.targets.clone()
     steady_head(net, images, CFG, replace(RECIPES["tiny_steady"], consistent=False), seed=0)
     assert torch.equal(images.targets, before) and not images.any_look
+
+
+@pytest.mark.parametrize(("recipe", "looks"), [("tiny_looks", True), ("tiny_steady", False)])
+def test_copies_go_to_the_network_where_no_steady_head_learns_from_them(archive, monkeypatch, recipe, looks):
+    monkeypatch.setitem(
+        RECIPES, "tiny_looks", Recipe(batch=8, epochs=1, learning_rate=1e-3, input_size=32, copies=2)
+    )
+    settings = Settings(data=[str(archive)], modality="ct", variant=SMALL, recipe=recipe, families="known")
+    splits, _ = open_data(settings.data, "ct", families="known")
+    images = fitting._read(settings, splits, fitting._build(settings))
+    assert images["train"].copies.shape[1] == 2 and images["train"].any_look == looks
+    assert not images["validation"].any_look
 
 
 def test_an_expert_speaks_to_the_teacher_alone(archive):

@@ -19,6 +19,7 @@ def test_every_variant_has_a_recipe():
         "steady_probe",
         "steady",
         "steady_ct",
+        "family",
         "scratch",
     }
 

@@ -41,11 +41,11 @@ def test_screening_json_vouches_for_graph_and_guard(folder):
         assert folder.screening[key] == hashlib.sha256((folder.path / name).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("modality", NAMES)
-def test_the_same_decisions_as_torch_on_real_pictures(shared_data, modality):
-    files = [file for file in sorted((shared_data / modality).rglob("*")) if file.is_file()]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_decisions_as_torch_on_real_pictures(shared_data, name):
+    ours, truth = (Screener.from_pretrained(name, backend=backend) for backend in ("onnx", "torch"))
+    files = [file for file in sorted((shared_data / ours.modality).rglob("*")) if file.is_file()]
     chosen = [files[int(index)] for index in np.linspace(0, len(files) - 1, 12)]
-    ours, truth = (Screener.from_pretrained(modality, backend=backend) for backend in ("onnx", "torch"))
     compared = 0
     for file, one, other in zip(
         chosen, ours.screen_many(chosen, heat_map=True), truth.screen_many(chosen, heat_map=True), strict=True
@@ -172,7 +172,7 @@ def test_every_cut_of_a_graph_is_refused_or_harmless(folder):
 
 
 def test_graph_and_weights_of_two_models_do_not_go_together(tmp_path):
-    ours, other = (hub_folder.embedded()[name] for name in NAMES)
+    ours, other = (hub_folder.embedded()[name] for name in hub_folder.MODALITIES)
     folder = shutil.copytree(ours, tmp_path / "mixed")
     shutil.copy(other / "model.onnx", folder / "model.onnx")
     with pytest.raises(FolderRefused, match=r"not the graph that screening\.json was written with"):

@@ -10,6 +10,7 @@ from PIL import Image
 from hub_model import LABELS, FolderRefused, hub_folder
 from tests.bad_files import files_of_at_most
 from tests.bad_folders import ARCHITECTURE, DAMAGES, GUARD, LIMITS, SCREENING, network, save
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,25 @@ def test_a_path_is_a_path_and_no_name(saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "ct")
     assert hub_folder.open_folder("ct").config["architecture"] == ARCHITECTURE
     assert hub_folder.resolve("ct") == hub_folder.embedded()["ct"]
+
+
+def test_every_embedded_model_is_there_and_all_are_small():
+    ours = hub_folder.embedded()
+    assert list(ours) == list(hub_folder.EMBEDDED)
+    assert [hub_folder.open_folder(ours[name]).modality for name in hub_folder.MODALITIES] == ["xray", "ct"]
+    files = [file for folder in ours.values() for file in folder.rglob("*") if file.is_file()]
+    weights = [file for file in files if file.suffix in {".safetensors", ".onnx"}]
+    assert sum(file.stat().st_size for file in weights) <= 32_000_000
+
+
+@pytest.mark.parametrize("name", [name for name in hub_folder.EMBEDDED if name not in hub_folder.MODALITIES])
+def test_the_documented_network_of_a_modality_has_a_name(name):
+    folder = hub_folder.load(name)
+    assert name == f"{folder.modality}-{folder.config['architecture']}"
+    assert folder.screening["calibrated"] and folder.guard is not None and folder.finder is not None
+    for file in ("covid_cnn.py", "modeling_covid_cnn.py"):  # the code that travels is the code of the package
+        ours = ROOT / "hub_model" / file
+        assert (folder.path / file).read_bytes() == ours.read_bytes(), f"cp hub_model/{file} {folder.path}"
 
 
 def test_resolve_says_what_a_name_may_be(tmp_path):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -23,21 +22,10 @@ def files(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def documented(tmp_path_factory):
-    """The folder of a documented network."""
-    torch.manual_seed(4)
-    model = timm.create_model("covid_cnn_3")
-    return hub_folder.save(
-        tmp_path_factory.mktemp("run") / "family",
-        model,
-        architecture="covid_cnn_3",
-        model_args={},
-        pretrained_cfg={
-            key: model.pretrained_cfg[key] for key in ("input_size", "mean", "std", "fixed_input_size")
-        },
-        screening={"modality": "ct", "operating_points": {"balanced": {"threshold": 0.5}}},
-    )
+@pytest.fixture
+def documented():
+    """The folder of the documented CT network that ships with the package."""
+    return hub_folder.resolve("ct-covid_cnn_3")
 
 
 def chests(modality):
@@ -59,13 +47,15 @@ def test_a_stock_folder_needs_no_code_of_ours(tmp_path):
     assert_parity(found, ours(folder, files))
 
 
-def test_a_documented_folder_brings_its_code_along(documented, files, tmp_path):
+def test_a_documented_folder_brings_its_code_along(documented, tmp_path):
+    files = chests("ct")
     found, modules = answers(WITHOUT_OUR_PACKAGE, documented, files, tmp_path, trust=True)
     assert modules == []
     assert_parity(found, ours(documented, files))
 
 
-def test_a_documented_folder_opens_after_import_hub_model_without_a_question(documented, files, tmp_path):
+def test_a_documented_folder_opens_after_import_hub_model_without_a_question(documented, tmp_path):
+    files = chests("ct")
     found, modules = answers(WITH_OUR_PACKAGE, documented, files, tmp_path)
     assert "hub_model.covid_cnn" in modules
     assert_parity(found, ours(documented, files))
@@ -78,11 +68,9 @@ class Part(list):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
 
 
-@pytest.mark.parametrize("folder", [*hub_folder.MODALITIES, "documented", "imagenet"])
-def test_screener_feeds_the_network_what_training_fed_it(folder, files, request, tmp_path):
+@pytest.mark.parametrize("folder", [*hub_folder.embedded(), "imagenet"])
+def test_screener_feeds_the_network_what_training_fed_it(folder, files, tmp_path):
     """To the last bit, from file to tensor, whatever mean and deviation a network was given."""
-    if folder == "documented":
-        folder = request.getfixturevalue("documented")
     if folder == "imagenet":
         built = backbones.build("mobilenetv3_small_050", input_size=96)
         assert len(set(built.pretrained_cfg["mean"])) == 3
@@ -91,8 +79,8 @@ def test_screener_feeds_the_network_what_training_fed_it(folder, files, request,
             tmp_path / "f", built.model, architecture=built.architecture, model_args={},
             pretrained_cfg=built.pretrained_cfg, screening=screening,
         )  # fmt: skip
-    files = chests(folder) if folder in hub_folder.MODALITIES else files
     screener = Screener.from_pretrained(folder)
+    files = chests(screener.modality) if folder in hub_folder.embedded() else files
     cfg = screener.config["pretrained_cfg"]
     rows = Part(
         {"image": Image.open(file), "label": 1, "source": "s", "path": file.name, "family": file.name}

@@ -181,6 +181,9 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
         images["train"].expert = experts.ask(
             experts.load_expert(settings.expert), images["train"].pixels, bf16
         )
+    images["train"].any_look = (
+        bool(settings.row.copies) and not settings.row.steady
+    )  # a steady head decides itself
     return images
 
 

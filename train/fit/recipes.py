@@ -23,7 +23,8 @@ class Recipe:
         freeze_stages: Stages, the stem being the first, that stay as they came.
         probe: C of a logistic regression on frozen features that the head starts from; 0 starts at random,
             which distorts the features that came with the weights (Kumar et al. 2022, arXiv:2202.10054).
-        copies: Strongly changed copies of each training picture that a steady head learns from.
+        copies: Strongly changed copies of each training picture: what a steady head learns from, or else the network
+            itself, which is shown the picture or one of them each time.
         steady: Penalty of a steady head (`train.fit.steady`) on what such copies move; 0 means no such head.
         source_penalty: Penalty of a steady head on what tells the sources of one label apart.
         ridge: Penalty of a steady head on every weight.
@@ -106,6 +107,11 @@ RECIPES = {
     "steady_ct": Recipe(batch=24, epochs=12, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                         warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
                         source_penalty=10.0, ridge=0.5, consistent=True, input_size=224),
+    # one for the whole documented family, made for a --teacher: every look of a picture is to be answered as the
+    # teacher answers the picture as it came
+    "family": Recipe(batch=32, epochs=24, learning_rate=1e-3, epsilon=1e-8, schedule="cosine",
+                     warm_up=0.1, weight_decay=0.05, average=0.99, balance="source", copies=6,
+                     augment="light"),
     # from random weights: one learning rate, more epochs, gentler pictures
     "scratch": Recipe(batch=32, epochs=60, learning_rate=1e-3, epsilon=1e-8, schedule="cosine", warm_up=0.1,
                       weight_decay=0.05, label_smoothing=0.1, average=0.99, balance="source",
