@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -63,21 +65,7 @@ def score(
     _check_options(engine, address, paths, out, json_lines, model, revision)
     models = scoring.Models(model, revision, backend, device)
     console = Console(stderr=True)
-    columns = (TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("screening", total=None, rate="")
-
-        def watch(tally: scoring.Tally) -> None:
-            speed = progress.tasks[task].finished_speed or progress.tasks[task].speed or 0
-            done = tally.decisions.total()
-            progress.update(
-                task,
-                completed=done,
-                total=max(done, tally.expected - tally.earlier),
-                rate=f"{speed:.1f} a second",
-            )
-
+    with _progress(console) as watch:
         common = {
             "operating_point": operating_point,
             "heat_maps": heat_maps,
@@ -94,6 +82,23 @@ def score(
     console.print(scoring.told(tally), highlight=False)
     if scoring.all_refused(tally):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[scoring.Tally], None]]:
+    """Show a bar; yields what is to be called after every row."""
+    columns = (TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("screening", total=None, rate="")
+
+        def watch(tally: scoring.Tally) -> None:
+            speed = progress.tasks[task].finished_speed or progress.tasks[task].speed or 0
+            done = tally.decisions.total()
+            total = max(done, tally.expected - tally.earlier)
+            progress.update(task, completed=done, total=total, rate=f"{speed:.1f} a second")
+
+        yield watch
 
 
 def _check_options(

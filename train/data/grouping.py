@@ -1,8 +1,7 @@
-"""Gives every picture its family: the union of what collections know, of equal pixels, and of look-alikes."""
+"""Give every picture its family: the union of what collections know, of equal pixels, and of look-alikes."""
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits
 
 from hub_model.check.families import joined
+from hub_model.whole import whole_file
 
 from . import families
 from .leak_report import CONTRADICTORY
@@ -77,9 +77,8 @@ def _look_alikes(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             jobs=jobs,
         )
-    partial = result.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found), "utf-8")
-    os.replace(partial, result)
+    with whole_file(result) as new:
+        new.write_text(json.dumps(found), "utf-8")
     return found
 
 

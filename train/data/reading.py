@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from hub_model.check.labels import Row
 from hub_model.check.layout import MASK, mask_twins
 from hub_model.grey import ImageRefused
 from hub_model.images import ACCEPTED, read_image
+from hub_model.whole import whole_file
 
 from .families import describe
 from .manifest import Entry
@@ -131,12 +131,14 @@ def _read_chunk(rows: Sequence[Row], target: Path, settings: Mapping) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial, schema = target.with_suffix(f".{os.getpid()}"), _chunk_schema()
-    with pq.ParquetWriter(partial, schema, compression="none", write_statistics=False) as writer:
+    schema = _chunk_schema()
+    with (
+        whole_file(target) as new,
+        pq.ParquetWriter(new, schema, compression="none", write_statistics=False) as writer,
+    ):
         for start in range(0, len(rows), HELD):
             records = [_record(row, settings) for row in rows[start : start + HELD]]
             writer.write_table(pa.Table.from_pylist(records, schema=schema))
-    os.replace(partial, target)
     return len(rows)
 
 

@@ -137,13 +137,7 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "evaluation": evaluation,
         "mixed": (mixed := _mixed(evaluation)),
         "one_label": sorted(evaluation["test_by_source"].keys() - {inside["name"] for inside in mixed}),
-        "audits": evaluation.get("audits") or {},
-        "audit_words": AUDITS,
-        "other_audits": [
-            (name.replace("_", " "), list(records(found)))
-            for name, found in (evaluation.get("audits") or {}).items()
-            if name not in TOLD_AUDITS
-        ],
+        **_audits(evaluation),
         "collections": sources,
         "published": _published(sources, evaluation),
         "start": _start(settings, config["architecture"]),
@@ -165,6 +159,17 @@ def facts(run: Path, repo_id: str, dataset: str | None) -> dict[str, Any]:
         "by_finding": evaluation.get("test_by_finding") or {},
         "harmless": _harmless(evaluation, next(iter(screening["operating_points"]))),
         "faithfulness": _faithfulness(run, evaluation),
+    }
+
+
+def _audits(evaluation: dict) -> dict[str, Any]:
+    """Collect the audits, with the words for those that the template tells, and every record of the others."""
+    audits = evaluation.get("audits") or {}
+    others = {name: found for name, found in audits.items() if name not in TOLD_AUDITS}
+    return {
+        "audits": audits,
+        "audit_words": AUDITS,
+        "other_audits": [(name.replace("_", " "), list(records(found))) for name, found in others.items()],
     }
 
 
