@@ -1,30 +1,50 @@
 """What screening costs: this version beside an older one, on one machine in one run.
 
-    python -m tests.benchmarks.light [--old cf14cc7] [--data ../shared/data] [--count 500] [--install]
+    python -m tests.benchmarks.light [SECTION ...] [--old cf14cc7] [--data ../shared/data] [--count 500]
 
-Seconds to the first answer of the command line and the memory of its process; pictures a second of `covid-xct score`
-on real pictures of both kinds, and what it is held against: transformers' `pipeline` with one of the networks in
-batches, and the time that ONNX Runtime needs for the two networks alone with all cores. With --install also what
-`pip install` of each version takes. Writes docs/measured/light.json and light.md, and says there how busy the machine
-was with other work.
+Sections, all by default, each written to docs/measured/light.json when it is done, so that a later run goes on:
+
+- install: seconds and megabytes of `pip install` into new environments;
+- start: the first answer of the command line, and the memory of its process;
+- score: pictures a second on real pictures of both kinds, DICOM and 16 bits among them, beside what it is held against:
+  the networks' own time in ONNX Runtime with all cores, and transformers' `pipeline` in batches;
+- page: answers of the web page (`tests.benchmarks.demo`);
+- growth: time and memory with ever more pictures; kills: killed again and again; ray: two nodes, one of them killed.
+  These three are about reading and writing, so an untrained network of 96 pixels judges there.
+
+Old and new take turns. docs/measured/light.md says how busy the machine was with other work.
 """
 
 import argparse
+import contextlib
 import itertools
+import json
+import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.benchmarks.measured import environment, table, write
+import numpy as np
+from PIL import Image
+
+from tests.benchmarks.measured import FOLDER, environment, table, write
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "demo" / "examples" / "phantom_ct_1.png"
-STARTS, BATCH = 3, 8
+STARTS, BATCH, KILLS = 3, 8, 20
+GROWTH = (1_000, 10_000, 100_000)
+FILMS = 10_000_000
+FILM_MB, STORE_MB_S = 10, 1000
+"""On paper: the size of a film, and what a store gives a cluster in a second."""
 PIPELINE = """
 import sys
 from pathlib import Path
@@ -37,21 +57,56 @@ LIMIT = """
 import sys, time
 import numpy as np
 from hub_model import Screener
-count, spent = int(sys.argv[1]), 0.0
+count, found = int(sys.argv[1]), {"classifiers": 0.0, "lungs": 0.0}
 for name in ("xray", "ct"):
     screener = Screener.from_pretrained(name)
     pixels = np.zeros((8, *screener.config["pretrained_cfg"]["input_size"]), np.float32)
-    screener._network.run(pixels, heat_maps=True)
-    began = time.perf_counter()
-    for _ in range(0, count, 8):
-        screener._network.run(pixels, heat_maps=True)
-    spent += time.perf_counter() - began
-print(spent)
+    runs = {"classifiers": lambda: screener._network.run(pixels, heat_maps=False)}
+    if finder := screener._folder.finder:
+        side = np.zeros((8, 1, 128, 128), np.float32)
+        # one core each, as in screening: as many at once as there are cores
+        from concurrent.futures import ThreadPoolExecutor
+        import os
+        pool = ThreadPoolExecutor(os.cpu_count())
+        one = lambda _: finder.network(side[:1])
+        runs["lungs"] = lambda: list(pool.map(one, range(8)))
+    for kind, run in runs.items():
+        run()
+        began = time.perf_counter()
+        for _ in range(0, count, 8):
+            run()
+        found[kind] += time.perf_counter() - began
+import json
+print(json.dumps(found))
+"""
+RAY = """
+import json, os, sys, threading, time
+from pathlib import Path
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import ray
+from ray.cluster_utils import Cluster
+from hub_model import scoring, scoring_ray
+files, model, out = sys.argv[1:]
+cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+other = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+pieces, killed = [], []
+def watch(tally):
+    pieces.append(tally.decisions.total())
+    if len(pieces) == 5:
+        cluster.remove_node(other, allow_graceful=False)
+        killed.append(pieces[-1])
+began = time.perf_counter()
+tally = scoring_ray.score([files], scoring.Models(model), out, watch=watch)
+print(json.dumps({"seconds": time.perf_counter() - began, "killed_after": killed, "judged": tally.decisions.total()}))
 """
 
 
+# --- processes and pictures -----------------------------------------------------------------------
+
+
 def run(
-    checkout: Path, arguments: list[object], python: str | Path = sys.executable
+    checkout: Path, arguments: list[object], python: str | Path = sys.executable, **variables: str
 ) -> tuple[float, float, str]:
     """Seconds, megabytes at most, and what was printed, of a process that imports from a checkout."""
     report = tempfile.NamedTemporaryFile("r+", suffix=".txt")  # noqa: SIM115 - read below
@@ -62,11 +117,12 @@ def run(
         "open(sys.argv[1], 'w').write(str(most))\n"
         "sys.stdout.write(done.stdout); sys.stderr.write(done.stderr); sys.exit(done.returncode)\n"
     )
-    variables = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    own |= {"PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", **variables}
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, report.name, str(python), *map(str, arguments)],
-        env=variables,
+        env=own,
         cwd=checkout,
         capture_output=True,
         text=True,
@@ -80,113 +136,417 @@ def run(
 
 
 def pictures(data: Path, count: int, target: Path) -> None:
-    """Copies of real pictures of both kinds in turn, each under a name of its own."""
-    target.mkdir()
+    """Copies of real pictures of both kinds in turn; of ten one becomes DICOM and one a PNG of 16 bits."""
+    for folder in ("plain", "mixed"):
+        (target / folder).mkdir(parents=True)
     kinds = [[f for f in sorted((data / kind).rglob("*")) if f.is_file()] for kind in ("xray", "ct")]
     for files in kinds:
         random.Random(0).shuffle(files)
     turns = itertools.cycle(itertools.chain.from_iterable(zip(*map(itertools.cycle, kinds), strict=False)))
     for number, file in zip(range(count), turns, strict=False):
-        shutil.copy(file, target / f"{number:06d}{file.suffix}")
+        name = f"{number:06d}"
+        if number % 10 == 8:
+            _dicom(file, target / "mixed" / f"{name}.dcm")
+        elif number % 10 == 9:
+            deep = np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 200 + 1000
+            Image.fromarray(deep).save(target / "mixed" / f"{name}.png")
+        else:
+            shutil.copy(file, target / "mixed" / f"{name}{file.suffix}")
+            os.link(target / "mixed" / f"{name}{file.suffix}", target / "plain" / f"{name}{file.suffix}")
 
 
-def version_figures(checkout: Path, files: Path, count: int) -> dict:
-    """First answer, memory and speed of `covid-xct score` of one checkout."""
-    score = ["-m", "hub_model", "score"]
-    starts = [run(checkout, [*score, EXAMPLE, "--model", "ct"]) for _ in range(STARTS)]
+def _dicom(file: Path, target: Path) -> None:
+    """A picture as an uncompressed secondary capture, which every model looks at."""
+    from pydicom import Dataset, FileDataset, uid
+
+    cells = np.asarray(Image.open(file).convert("L"))
+    meta = Dataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = (
+        uid.SecondaryCaptureImageStorage,
+        uid.ExplicitVRLittleEndian,
+    )
+    meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+    made = FileDataset(str(target), {}, file_meta=meta, preamble=bytes(128))
+    made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    made.Modality, made.PhotometricInterpretation, made.SamplesPerPixel = "OT", "MONOCHROME2", 1
+    made.Rows, made.Columns = cells.shape
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 8, 8, 7, 0
+    made.PixelData = cells.tobytes() + bytes(cells.size % 2)
+    made.save_as(target, enforce_file_format=True)
+
+
+def copies(target: Path, count: int) -> Path:
+    """Many names of few small pictures, in folders of a thousand."""
+    from tests.made_run import pictures as drawn
+
+    originals = target / "originals"
+    originals.mkdir(parents=True)
+    for number, picture in enumerate(drawn(10)):
+        picture.save(originals / f"{number}.png")
+    for number in range(count):
+        folder = target / "in" / f"{number // 1000:03d}"
+        if number % 1000 == 0:
+            folder.mkdir(parents=True)
+        os.link(originals / f"{number % 10}.png", folder / f"{number:06d}.png")
+    return target / "in"
+
+
+@contextlib.contextmanager
+def older(commit: str) -> Iterator[Path]:
+    """A checkout of another commit."""
     with tempfile.TemporaryDirectory() as scratch:
-        seconds, memory, _ = run(checkout, [*score, files, "--out", Path(scratch) / "o.csv"])
+        place = Path(scratch) / "old"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", place, commit], cwd=ROOT, check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", place], cwd=ROOT, check=True)
+
+
+def stand_in(folder: Path) -> Path:
+    from tests.made_run import make_run
+
+    return make_run(folder, "xray")
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def install(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """`pip install` of the package and of what `make demo` takes, into new environments."""
+
+    def one(checkout: Path, extra: str) -> dict:
+        place = scratch / "env"
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        began = time.perf_counter()
+        pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*map(str, pip), f"{checkout}{extra}"], check=True)
+        seconds = time.perf_counter() - began
+        size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink())
+        shutil.rmtree(place)
+        return {"seconds": seconds, "mb": size / 2**20}
+
+    found = {"new": one(ROOT, ""), "new, page": one(ROOT, "[demo]")}
+    with older(chosen.old) as old:
+        found["old, page"] = one(old, "[demo]")
+    return found
+
+
+def start(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """First answers of the command line, in turns."""
+    command = ["-m", "hub_model", "score", EXAMPLE, "--model", "ct"]
+    with older(chosen.old) as old:
+        found = {"old": [], "new": []}
+        for _ in range(STARTS):
+            for name, checkout in (("old", old), ("new", ROOT)):
+                found[name].append(run(checkout, command)[:2])
     return {
-        "first_answer_s": min(found[0] for found in starts),
-        "first_answer_mb": min(found[1] for found in starts),
-        "score_s": seconds,
-        "score_mb": memory,
-        "pictures_per_s": count / seconds,
+        name: {"seconds": min(s for s, _ in some), "mb": min(m for _, m in some)}
+        for name, some in found.items()
     }
 
 
-def install(checkout: Path) -> dict:
-    """Seconds and megabytes of `pip install` into a new environment."""
-    with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run([sys.executable, "-m", "venv", scratch], check=True)
-        began = time.perf_counter()
-        pip = [Path(scratch) / "bin" / "python", "-m", "pip", "install", "--quiet", checkout]
-        subprocess.run([*map(str, pip)], check=True)
-        size = sum(f.stat().st_size for f in Path(scratch).rglob("*") if f.is_file() and not f.is_symlink())
-        return {"install_s": time.perf_counter() - began, "install_mb": size / 2**20}
+def score(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """Pictures a second of `covid-xct score`, and what it is held against."""
+    pictures(chosen.data, chosen.count, scratch)
+    mixed, plain = scratch / "mixed", scratch / "plain"
+
+    def scored(checkout: Path, files: Path, model: str) -> dict:
+        out = scratch / f"{time.monotonic_ns()}.csv"
+        seconds, memory, _ = run(
+            checkout, ["-m", "hub_model", "score", files, "--model", model, "--out", out]
+        )
+        decisions = Counter(line.split(",")[1] for line in out.read_text("utf-8").splitlines()[1:])
+        return {"seconds": seconds, "mb": memory, "refused": decisions["refused"]}
+
+    found: dict[str, Any] = {"pictures": chosen.count, "plain": len(list(plain.iterdir()))}
+    found["limit_before"] = json.loads(run(ROOT, ["-c", LIMIT, chosen.count])[2])
+    found["new"] = scored(ROOT, mixed, "auto")
+    found["limit"] = json.loads(run(ROOT, ["-c", LIMIT, chosen.count])[2])
+    for name in ("xray", "ct"):
+        found[f"new {name}"] = scored(ROOT, plain, name)
+        model = ROOT / "hub_model" / "checkpoints" / name
+        seconds, memory, _ = run(ROOT, ["-c", PIPELINE, model, plain])
+        found[f"pipeline {name}"] = {"seconds": seconds, "mb": memory}
+    with older(chosen.old) as old:
+        found["old"] = scored(old, mixed, "auto")
+    return found
+
+
+def page(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """Answers of the web page, by its own benchmark of each version."""
+    found = {}
+    with older(chosen.old) as old:
+        for name, checkout in (("old", old), ("new", ROOT)):
+            out = scratch / name
+            ask = ["-m", "tests.benchmarks.demo", "--requests", "30", "--uploads", "40", "--out", out]
+            run(checkout, ask)
+            found[name] = json.loads((out / "demo.json").read_text("utf-8"))
+    return found
+
+
+def growth(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """Seconds and memory with ever more pictures, and of a second run that finds all of them judged."""
+    model, rows = stand_in(scratch / "model"), []
+    for count in chosen.growth:
+        files = copies(scratch / str(count), count)
+        command = ["-m", "hub_model", "score", files, "--model", model, "--out", scratch / f"{count}.csv"]
+        seconds, memory, _ = run(ROOT, command)
+        again, memory_again, _ = run(ROOT, command)
+        lines = (scratch / f"{count}.csv").read_text("utf-8").count("\n") - 1
+        rows.append({"pictures": count, "rows": lines, "seconds": seconds, "mb": memory, "again_s": again,
+                     "again_mb": memory_again})  # fmt: skip
+        shutil.rmtree(scratch / str(count))
+    return {"rows": rows}
+
+
+def kills(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """Killed at random points and given again until it ends: is every picture there once?"""
+    from hub_model.rows import FORMATS
+
+    model, count, found = stand_in(scratch / "model"), 4000, {}
+    files = copies(scratch, count)
+    for suffix in FORMATS:
+        out, random_ = scratch / f"o{suffix}", random.Random(suffix)
+        command = [sys.executable, "-m", "hub_model", "score", files, "--model", model, "--out", out]
+        partial = scratch / "o.parquet.rows.jsonl" if suffix == ".parquet" else out
+        points = sorted(random_.sample(range(50, count - 200), KILLS))
+        done = []
+        for point in points:
+            process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, env=_here())
+            while process.poll() is None:
+                if partial.exists() and partial.read_bytes().count(b"\n") > point:
+                    time.sleep(random_.random() / 50)
+                    process.send_signal(signal.SIGKILL)
+                    break
+                time.sleep(0.01)
+            process.wait()
+            done.append(partial.read_bytes().count(b"\n") if partial.exists() else count)
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, env=_here())
+        names = Counter(Path(name).name for name in _names(out))
+        wanted = Counter(file.name for file in files.rglob("*.png"))
+        found[suffix] = {"kills": KILLS, "pictures": count, "lost": (wanted - names).total(),
+                         "twice": (names - wanted).total(), "rows_at_kills": done}  # fmt: skip
+    return found
+
+
+def ray(chosen: argparse.Namespace, scratch: Path) -> dict:
+    """Two local nodes, one killed in the middle; and the rows of one machine."""
+    model, count = stand_in(scratch / "model"), 3000
+    files = copies(scratch, count)
+    told = json.loads(run(ROOT, ["-c", RAY, files, model, scratch / "out"])[2].strip().splitlines()[-1])
+    run(ROOT, ["-m", "hub_model", "score", files, "--model", model, "--out", scratch / "one.parquet"])
+    import pyarrow.dataset
+    import pyarrow.parquet
+
+    many = pyarrow.dataset.dataset(sorted((scratch / "out").glob("part-*"))).to_table().to_pylist()
+    one = {row["file"]: row for row in pyarrow.parquet.read_table(scratch / "one.parquet").to_pylist()}
+    names = Counter(row["file"] for row in many)
+    words = ("decision", "codes", "reasons", "modality", "operating_point")
+    return {
+        **told,
+        "pictures": count,
+        "lost": len(one.keys() - names.keys()),
+        "twice": sum(n - 1 for n in names.values()),
+        "other_decisions": sum(any(row[key] != one[row["file"]][key] for key in words) for row in many),
+        "largest_difference": max(
+            abs((row["probability"] or 0) - (one[row["file"]]["probability"] or 0)) for row in many
+        ),
+    }
+
+
+def _here() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def _names(out: Path) -> list[str]:
+    import csv
+
+    if out.suffix == ".csv":
+        with open(out, encoding="utf-8", newline="") as stream:
+            return [row["file"] for row in csv.DictReader(stream)]
+    if out.suffix == ".jsonl":
+        return [json.loads(line)["file"] for line in out.read_text("utf-8").splitlines()]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(out)["file"].to_pylist()
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], dict]] = {
+    "kills": kills,
+    "ray": ray,
+    "growth": growth,
+    "install": install,
+    "start": start,
+    "score": score,
+    "page": page,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; by default all")
     parser.add_argument("--old", default="cf14cc7", help="commit to compare with")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--count", type=int, default=500, help="real pictures to score")
     parser.add_argument(
-        "--install", action="store_true", help="also measure pip install (the old one takes 7 GB)"
+        "--growth", type=int, nargs="+", default=GROWTH, help="numbers of pictures to grow by"
     )
     chosen = parser.parse_args()
-    busy = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        files, old = Path(scratch) / "pictures", Path(scratch) / "old"
-        pictures(chosen.data, chosen.count, files)
-        subprocess.run(
-            ["git", "worktree", "add", "--quiet", "--detach", old, chosen.old], cwd=ROOT, check=True
-        )
-        try:
-            found = {
-                name: version_figures(checkout, files, chosen.count)
-                | (install(checkout) if chosen.install else {})
-                for name, checkout in (("old", old), ("new", ROOT))
-            }
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", old], cwd=ROOT, check=True)
-        limit = float(run(ROOT, ["-c", LIMIT, chosen.count])[2])
-        seconds = run(ROOT, ["-c", PIPELINE, ROOT / "hub_model" / "checkpoints" / "ct", files])[0]
-        with tempfile.TemporaryDirectory() as place:
-            alone = run(
-                ROOT, ["-m", "hub_model", "score", files, "--model", "ct", "--out", f"{place}/o.csv"]
-            )[0]
-    result = {
-        "environment": environment("numpy", "onnxruntime", "pillow", "torch", "transformers"),
-        "load_before": busy,
-        "load_after": os.getloadavg()[0],
-        "pictures": chosen.count,
-        "commit_old": chosen.old,
-        "versions": found,
-        "networks_alone_s": limit,
-        "share_of_limit": limit / found["new"]["score_s"],
-        "pipeline_ct_s": seconds,
-        "score_ct_s": alone,
-    }
-    write("light", result, told(result))
+    if wrong := set(chosen.sections) - SECTIONS.keys():
+        parser.error(f"there is no section {', '.join(sorted(wrong))}; there are {', '.join(SECTIONS)}")
+    file = FOLDER / "light.json"
+    for name in chosen.sections or SECTIONS:
+        before = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as scratch:
+            found = SECTIONS[name](chosen, Path(scratch))
+        found |= {"load": [round(before, 1), round(os.getloadavg()[0], 1)], "old_commit": chosen.old,
+                  "environment": environment("numpy", "onnxruntime", "pillow", "torch", "transformers")}  # fmt: skip
+        result = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        result[name] = found
+        write("light", result, told(result))
+
+
+# --- in words -------------------------------------------------------------------------------------
 
 
 def told(result: dict) -> str:
-    """The figures in words and a table."""
-    old, new = result["versions"]["old"], result["versions"]["new"]
-    units = {
-        "first_answer_s": "first answer of the command line, s",
-        "first_answer_mb": "memory of that process, MB",
-        "pictures_per_s": "`covid-xct score`, pictures a second",
-        "score_mb": "memory of that process, MB",
-        "install_s": "`pip install`, s",
-        "install_mb": "its environment, MB",
-    }
-    rows = [
-        [label, f"{old[key]:,.1f}", f"{new[key]:,.1f}", f"{new[key] / old[key]:.2f}"]
-        for key, label in units.items()
-        if key in old
-    ]
-    env = result["environment"]
-    return f"""
-{table(["", f"commit {result['commit_old']}", "this version", "ratio"], rows)}
+    """What was measured so far, as a table and sentences."""
+    parts = []
+    if rows := _beside(result):
+        commit = next(iter(result.values()))["old_commit"]
+        parts.append(table(["", f"commit {commit}", "this version", "ratio"], rows))
+    parts += [words(result[name]) for name, words in WORDS.items() if name in result]
+    if "score" in result:
+        parts.append(_on_paper(result["score"]))
+    env = next(iter(result.values()))["environment"]
+    loads = ", ".join(f"{name} {one['load'][0]:g} to {one['load'][1]:g}" for name, one in result.items())
+    parts.append(
+        f"{env['cpu']}, {env['cores']} cores, `python -m tests.benchmarks.light`. Load of the machine before "
+        "and after "
+        f"each part, other work included: {loads}."
+    )
+    return "\n\n".join(parts)
 
-{result["pictures"]} real pictures, X-ray and CT in turn, through both models. The two networks alone, in batches of
-{BATCH} in ONNX Runtime with all cores, need {result["networks_alone_s"]:.0f} s: {result["share_of_limit"]:.0%} of the
-time of `score`. With the CT network alone transformers' `pipeline` (batches of {BATCH}) takes
-{result["pipeline_ct_s"]:.0f} s, `covid-xct score --model ct` {result["score_ct_s"]:.0f} s. {env["cpu"]}, {env["cores"]}
-cores, of which other work took {result["load_before"]:.1f} before and {result["load_after"]:.1f} after.
-"""
+
+def _beside(result: dict) -> list[list[str]]:
+    """Rows of what both versions do."""
+    found: list[tuple[str, float, float, int]] = []
+    if one := result.get("install"):
+        for label, key in (
+            ("`make demo` from nothing: install, s", "seconds"),
+            ("its environment, MB", "mb"),
+        ):
+            found.append((label, one["old, page"][key], one["new, page"][key], 0))
+        for label, key in (("`pip install covid-xct`, s", "seconds"), ("its environment, MB", "mb")):
+            found.append((label, one["old, page"][key], one["new"][key], 0))
+    if one := result.get("start"):
+        found.append(("first answer of the command line, s", one["old"]["seconds"], one["new"]["seconds"], 1))
+        found.append(("memory of that process, MB", one["old"]["mb"], one["new"]["mb"], 0))
+    if one := result.get("score"):
+        rate = {name: one["pictures"] / one[name]["seconds"] for name in ("old", "new")}
+        found.append(("`covid-xct score`, pictures a second", rate["old"], rate["new"], 1))
+        found.append(("memory of that process, MB", one["old"]["mb"], one["new"]["mb"], 0))
+    if one := result.get("page"):
+        old, new = one["old"], one["new"]
+        found.append(("first answer of the page, s", old["first_answer_s"], new["first_answer_s"], 1))
+        words = {"xray": "X-ray", "ct": "CT slice", "detect": "kind detected"}
+        for a, b in zip(old["latency"], new["latency"], strict=True):
+            label = f"page, {words[b['kind']]}, {b['clients']} at once"
+            found.append((f"{label}: p50, ms", a["p50_ms"], b["p50_ms"], 0))
+            if b["clients"] > 1:
+                found.append((f"{label}: answers a second", a["per_second"], b["per_second"], 1))
+        found.append(("memory of the page, MB", old["memory"][-1]["mb"], new["memory"][-1]["mb"], 0))
+    return [[label, f"{a:,.{d}f}", f"{b:,.{d}f}", f"{b / a:.2f}"] for label, a, b, d in found]
+
+
+def _score_words(one: dict) -> str:
+    seconds, limit = one["new"]["seconds"], one["limit"]
+    both = sum(min(limit[key], one["limit_before"][key]) for key in limit)
+    classifiers = min(limit["classifiers"], one["limit_before"]["classifiers"])
+    versus = "; ".join(
+        f"{kind} {one[f'new {key}']['seconds']:.0f} s against {one[f'pipeline {key}']['seconds']:.0f} s"
+        for key, kind in (("xray", "X-ray network"), ("ct", "CT network"))
+    )
+    return (
+        f"**Score.** {one['pictures']} real pictures, X-ray and CT in turn, a tenth of them DICOM and a tenth "
+        "of 16 bits, "
+        f"through both models: {seconds:.0f} s. The networks alone, on pixels that are there already, need "
+        f"{both:.0f} s "
+        f"in ONNX Runtime with all cores, {both / seconds:.0%} of that: the two classifiers {classifiers:.0f} s "
+        "in batches "
+        f"of {BATCH}, the two lung networks, without which there is no answer, the rest. With one model, `score "
+        "--model` "
+        "(which finds lungs, guards and decides) against transformers' `pipeline` (which does not) in batches "
+        f"of {BATCH} "
+        f"on the {one['plain']} pictures that it opens: {versus}."
+    )
+
+
+def _growth_words(one: dict) -> str:
+    rows = [
+        [f"{r['pictures']:,}", f"{r['rows']:,}", f"{r['seconds']:.0f}", f"{r['pictures'] / r['seconds']:.0f}",
+         f"{r['mb']:.0f}", f"{r['again_s']:.0f}", f"{r['again_mb']:.0f}"]
+        for r in one["rows"]
+    ]  # fmt: skip
+    head = ["pictures", "rows", "s", "a second", "MB", "given again, s", "MB"]
+    return f"**Growth.** Small copies, judged by an untrained network of 96 pixels.\n\n{table(head, rows)}"
+
+
+def _kills_words(one: dict) -> str:
+    told = "; ".join(
+        f"`{suffix}`: {r['lost']} lost, {r['twice']} twice"
+        for suffix, r in one.items()
+        if suffix.startswith(".")
+    )
+    first = one[".csv"]
+    return (
+        f"**Kills.** {first['pictures']:,} pictures, killed at {first['kills']} random points and given again: "
+        f"{told}."
+    )
+
+
+def _ray_words(one: dict) -> str:
+    return (
+        f"**Two Ray nodes, one killed** after {one['killed_after'][0]:,} of {one['pictures']:,} pictures: "
+        f"{one['lost']} "
+        f"lost, {one['twice']} twice, {one['other_decisions']} rows that say something else than those of one "
+        "machine; "
+        f"probabilities differ by at most {one['largest_difference']:.0e}."
+    )
+
+
+WORDS: dict[str, Callable[[dict], str]] = {
+    "score": _score_words,
+    "growth": _growth_words,
+    "kills": _kills_words,
+    "ray": _ray_words,
+}
+
+
+def _on_paper(one: dict) -> str:
+    """Ten million films, from the measured rate."""
+    cores = one["environment"]["cores"]
+    core_seconds = one["new"]["seconds"] * cores / one["pictures"]
+    hours = FILMS * core_seconds / 3600
+    feed = STORE_MB_S / FILM_MB
+    return (
+        f"**On paper, {FILMS:,} films.** A picture takes {core_seconds * 1e3:.0f} ms of a core through both models "
+        f"(with one, `--model xray`, {one['new xray']['seconds'] * cores / one['plain'] * 1e3:.0f} ms), so "
+        f"{hours:,.0f} "
+        f"core hours: {hours / 1000:.1f} hours on 1,000 cores. A film of {FILM_MB} MB makes "
+        f"{FILMS * FILM_MB / 1e6:,.0f} TB; "
+        f"a store that gives {STORE_MB_S / 1000:g} GB/s feeds {feed:.0f} films a second, as many as "
+        f"{math.ceil(feed * core_seconds):,} cores judge, and alone takes {FILMS / feed / 3600:.0f} hours: "
+        "beyond that many "
+        "cores the store is the bottleneck, before it the networks. Films of that size also take longer to "
+        "unpack than these "
+        f"pictures, which are small. The list of names takes about {FILMS * 150 / 1e9:.1f} GB on the machine "
+        "that starts the "
+        f"run, and listing a bucket of so many takes {FILMS / 1000 * 0.1 / 60:.0f} minutes at a thousand names "
+        "in 0.1 s. "
+        "Nothing of this paragraph was run."
+    )
 
 
 if __name__ == "__main__":

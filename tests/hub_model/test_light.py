@@ -88,3 +88,13 @@ def test_what_needs_torch_says_so(tmp_path):
     without_graph, without_torch = run(code, path).splitlines()
     assert "has no model.onnx" in without_graph and "covid-xct graph" in without_graph
     assert "pip install 'covid-xct[torch]'" in without_torch
+
+
+def test_a_platform_without_onnx_runtime_is_told_what_to_do():
+    said = run(
+        "sys.modules['onnxruntime'] = None\n"
+        "from hub_model import Refused, Screener\n"
+        "try: Screener.from_pretrained('xray')\n"
+        "except Refused as refusal: print(refusal)\n"
+    )
+    assert "ONNX Runtime cannot be used here" in said and "backend='torch'" in said

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -175,6 +177,50 @@ def test_a_place_that_stops_answering_is_asked_again(tmp_path, monkeypatch):
     assert len(lost) == 1
     with pytest.raises(FileNotFoundError):
         places.Steady(where, where.within("gone.bin"))
+
+
+@pytest.fixture
+def judge(archive, tmp_path):
+    """An actor in this process, and the names of a piece."""
+    settings = scoring.settings_of(MODELS.opened(threads=1), None, False)
+    order = scoring_ray.Order(MODELS, settings, (), (), str(tmp_path / "out"), None, None, 2, 1, 4)
+    (tmp_path / "out").mkdir()
+    entries = scoring_ray._entries([archive / "deep"], scoring.Tally(), [])
+    return scoring_ray.Judge(order), next(scoring_ray._tables(entries))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_rows_so_far(judge, monkeypatch):
+    actor, names = judge
+    real, written = places.Place.write, []
+
+    def full(self, name, content):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(name)
+        real(self, name, content)
+
+    monkeypatch.setattr(places.Place, "write", full)
+    told = [row for table in actor(names) for row in table.to_pylist()]
+    assert [row["failed"] for row in told] == [False, False, True]
+    assert "No space left" in told[-1]["problem"] and "the same command goes on" in told[-1]["problem"]
+    assert len(read(Path(actor.order.out))) == 8
+
+
+def test_a_piece_that_a_lost_actor_has_written_is_not_judged_again(judge, monkeypatch):
+    actor, names = judge
+    first = [row for table in actor(names) for row in table.to_pylist()]
+    monkeypatch.setattr(actor, "screener", None)
+    assert [row for table in actor(names) for row in table.to_pylist()] == first
+
+
+def test_the_command_says_that_nobody_answers(archive, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hub_model", "score", archive, "--engine", "ray", "--address", "127.0.0.1:1",
+         "--model", "xray", "--out", tmp_path / "out"],
+        capture_output=True, text=True, cwd=EXAMPLES.parents[1],
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "No Ray cluster answers at 127.0.0.1:1" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
