@@ -127,7 +127,7 @@ def test_what_cannot_be_is_said(archive, tmp_path):
         scoring_ray.score([archive / "deep"], MODELS, archive)
     with pytest.raises(RowsRefused, match="nothing says which models"):
         scoring_ray.score([archive], MODELS, archive / "deep")
-    with pytest.raises(RowsRefused, match="made with other models"):
+    with pytest.raises(RowsRefused, match="made with other heat maps and models"):
         scoring_ray.score([archive], scoring.Models("ct"), expected_out)
     with pytest.raises(Refused, match="has no GPU to give"):
         scoring_ray.score([archive], scoring.Models("xray", device="cuda"), tmp_path / "d")
