@@ -61,7 +61,7 @@ EXAMPLE_CLICKED = """element.addEventListener("click", (event) => {
 
 
 def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Args:
         screeners: by modality, one or both of ``xray`` and ``ct``; further ones by name.
@@ -162,7 +162,7 @@ def _start_and_stop(say: Say) -> tuple[gr.Button, gr.Button]:
 
 
 def _run(start: gr.Button, stop: gr.Button, desk: Desk, name: str, inputs: list, outputs: list) -> None:
-    """A long run with a way to stop it."""
+    """Start a long run that can be stopped."""
     work = getattr(desk, f"run_{name}")
     start.click(work, inputs, outputs, **PRIVATE, **RAW, concurrency_limit=2, show_progress="hidden")
 
@@ -182,7 +182,7 @@ def _model(desk: Desk, say: Say, tab: gr.Tab) -> None:
 
 
 def options(demo: gr.Blocks, host: str = "127.0.0.1") -> dict[str, Any]:
-    """Arguments of ``demo.launch`` that belong to the page, wherever it is served.
+    """Give the arguments of ``demo.launch`` that belong to the page, wherever it is served.
 
     Args:
         demo: the page.
@@ -222,7 +222,7 @@ def options(demo: gr.Blocks, host: str = "127.0.0.1") -> dict[str, Any]:
 
 
 def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, Any]]:
-    """The page and how to launch it, from the command line.
+    """Make the page and say how to launch it, from the command line.
 
     Raises:
         SystemExit: 1, with one line said, where it cannot be served; 2 on wrong usage.
@@ -259,7 +259,7 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
 
 
 def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
-    """Models by modality: those named, those that COVID_XCT_XRAY and COVID_XCT_CT name, or the embedded ones.
+    """Open models by modality: those named, those that COVID_XCT_XRAY and COVID_XCT_CT name, or the embedded ones.
 
     Unless models are named, the further embedded ones come after them, by their own names.
 
@@ -283,7 +283,7 @@ def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
 
 
 def _pinned() -> list[str]:
-    """Models that the environment names, and the embedded ones for the other kinds of picture."""
+    """Name the models that the environment names, and the embedded ones for the other kinds of picture."""
     named = {kind: os.environ.get(f"COVID_XCT_{kind.upper()}") for kind in MODALITIES}
     ours = embedded() or (() if any(named.values()) else MODALITIES)
     return [named[kind] or kind for kind in MODALITIES if named[kind] or kind in ours]

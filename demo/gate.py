@@ -106,7 +106,7 @@ class Gate:
         await _answer(*problem)(scope, receive, send)
 
     def _stranger(self, scope: Scope) -> tuple[int, str] | None:
-        """Requests that come by a name that is not this computer's, or from another web page."""
+        """Refuse requests that come by a name that is not this computer's, or from another web page."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.loopback and not self.proxied and _name(host) not in LOOPBACK:
@@ -121,7 +121,7 @@ class Gate:
         return None
 
     def _closed(self, scope: Scope) -> tuple[int, str] | None:
-        """Routes that the page has no use for, addresses instead of files, and everything before log-in."""
+        """Refuse routes that the page has no use for, addresses instead of files, and everything before log-in."""
         path = _path(scope)
         inner = path.removeprefix(API) if path.startswith(API) else None
         if inner is not None:
@@ -139,7 +139,7 @@ class Gate:
         return 401, "Not authenticated"
 
     def _crowding(self, scope: Scope) -> tuple[int, str] | None:
-        """A visitor who has as many places in the queue as one may have."""
+        """Refuse a visitor who has as many places in the queue as one may have."""
         asking = self._visitor(scope)
         waiting = sum(visitor(event) == asking for event in queued(scope["app"].get_blocks()._queue))
         if waiting < PLACES:
@@ -171,7 +171,7 @@ class Gate:
             stream.close()
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An upload that has room on the disk, and that ends when nothing comes any more."""
+        """Take an upload that has room on the disk, and end it when nothing comes any more."""
         length = Headers(scope=scope).get("content-length", "")
         if not re.fullmatch(r"[0-9]{1,15}", length):
             return await _answer(411, "Say how long the upload is (Content-Length).")(scope, receive, send)
@@ -199,7 +199,7 @@ class Gate:
             self._promised -= size
 
     async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """After some wrong tries each further one has to wait longer."""
+        """Let each further try wait longer after some wrong ones."""
         asking, now = self._visitor(scope), time.monotonic()
         count, last = self._wrong.get(asking, (0, now))
         if now - last > FORGET_SECONDS:
@@ -225,13 +225,13 @@ class Gate:
 
 
 def _path(scope: Scope) -> str:
-    """The path without the slash at its end, below where the page is mounted."""
+    """Give the path without the slash at its end, below where the page is mounted."""
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     return path if path == "/" else path.rstrip("/") or "/"
 
 
 def _unquoted(text: str) -> str:
-    """With every layer of percent signs taken off."""
+    """Take every layer of percent signs off."""
     while (plain := unquote(text)) != text:
         text = plain
     return text
@@ -243,7 +243,7 @@ def _forwarded(name: bytes) -> bool:
 
 
 def _name(host: str) -> str:
-    """ "127.0.0.1:7860" -> "127.0.0.1"; "[::1]:7860" -> "::1"."""
+    """Take the host's name out: "127.0.0.1:7860" -> "127.0.0.1"; "[::1]:7860" -> "::1"."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -28,13 +28,13 @@ SCRIPT = """<script>(() => {{
 
 
 def spoken(scope: Scope) -> str:
-    """The language of a request, from ``?lang=`` or the browser's wishes."""
+    """Choose the language of a request, from ``?lang=`` or the browser's wishes."""
     query, headers = QueryParams(scope.get("query_string", b"")), Headers(scope=scope)
     return texts.choose(query.get("lang"), headers.get("accept-language"))
 
 
 def localised(html: bytes, language: str) -> bytes:
-    """The document in a language: reading direction, and Gradio's own words."""
+    """Put the document into a language: reading direction, and Gradio's own words."""
     direction = "rtl" if language in texts.RIGHT_TO_LEFT else "ltr"
     opened = html.replace(b'lang="en"', f'lang="{language}" dir="{direction}"'.encode(), 1)
     return opened.replace(b"<head>", b"<head>" + SCRIPT.format(language=json.dumps(language)).encode(), 1)

@@ -20,6 +20,7 @@ class Places(logging.Formatter):
     """Says of a record where it came from; its message only if it is ours, the text of an exception never."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Write a record as its place alone."""
         ours = record.name == OURS or record.name.startswith(f"{OURS}.")
         told = (
             record.getMessage() if ours else f"a message, not shown ({record.module}, line {record.lineno})"
@@ -31,7 +32,7 @@ class Places(logging.Formatter):
 
 
 def place(kind: type[BaseException], where: TracebackType | None) -> str:
-    """The kind of an exception and the lines that it passed, without its message and without the lines' text."""
+    """Give the kind of an exception and the lines that it passed, without its message and without the lines' text."""
     frames = traceback.extract_tb(where)
     return "\n".join(
         [kind.__name__, *(f"  {one.filename}, line {one.lineno}, in {one.name}" for one in frames)]

@@ -28,7 +28,7 @@ TEXTS: dict[str, dict[str, str]] = {
 
 
 def teller(language: str) -> Callable[..., str]:
-    """A function that says ``key`` in a language, with its placeholders filled."""
+    """Make a function that says ``key`` in a language, with its placeholders filled."""
 
     def say(key: str, **values: object) -> str:
         return TEXTS[language][key].format(**values)
@@ -37,12 +37,12 @@ def teller(language: str) -> Callable[..., str]:
 
 
 def placeholders(text: str) -> set[str]:
-    """Names in curly brackets."""
+    """Find names in curly brackets."""
     return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
 def choose(asked: str | None, accepted: str | None) -> str:
-    """The language to speak.
+    """Choose the language to speak.
 
     Args:
         asked: ``?lang=`` of the page's address, or None.
@@ -60,7 +60,7 @@ def choose(asked: str | None, accepted: str | None) -> str:
 
 
 def _ranked(accepted: str) -> list[str]:
-    """The languages of an Accept-Language header, the most wanted first; those of weight 0 are not wanted."""
+    """Rank the languages of an Accept-Language header, the most wanted first; those of weight 0 are not wanted."""
     found = []
     for wish in accepted.split(","):
         name, *parameters = (part.strip() for part in wish.split(";"))
@@ -75,5 +75,5 @@ def _ranked(accepted: str) -> list[str]:
 
 
 def _weight(value: str) -> float:
-    """A number from 0 to 1; what is none counts as not wanted."""
+    """Read a number from 0 to 1; what is none counts as not wanted."""
     return float(value) if re.fullmatch(r"[01](\.[0-9]{0,3})?", value) and float(value) <= 1 else 0.0

@@ -73,7 +73,7 @@ class Uploads:
                         os.rmdir(os.path.join(place, name))
 
     def used(self) -> int:
-        """Bytes that lie here now."""
+        """Count the bytes that lie here now."""
         total = 0
         for place, _, files in os.walk(self.folder):
             for name in files:
@@ -82,7 +82,7 @@ class Uploads:
         return total
 
     def room(self) -> int:
-        """Bytes that may still come."""
+        """Count the bytes that may still come."""
         self.folder.mkdir(parents=True, exist_ok=True)
         free = int(shutil.disk_usage(self.folder).free * FREE_SHARE)
         return min(self.quota - self.used(), free)
@@ -127,6 +127,6 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def _touched(path: str) -> float:
-    """When a file was last written or its entry changed, in seconds since 1970."""
+    """Say when a file was last written or its entry changed, in seconds since 1970."""
     found = os.lstat(path)
     return max(found.st_mtime, found.st_ctime)

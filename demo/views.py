@@ -69,7 +69,7 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render(template: str, language: str, **values: Any) -> str:
-    """A template in a language; ``say`` and ``percent`` are at hand in it."""
+    """Render a template in a language; ``say`` and ``percent`` are at hand in it."""
     page = ENVIRONMENT.get_template(template, globals={"percent": percent, "number": number})
     return page.render(say=texts.teller(language), language=language, **values)
 
@@ -81,12 +81,12 @@ def percent(share: float) -> int:
 
 
 def number(value: float | None) -> str:
-    """A measured figure with three decimals; nothing where it is not defined."""
+    """Write a measured figure with three decimals; nothing where it is not defined."""
     return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def data_uri(image: Image.Image, side: int = SHOWN) -> str:
-    """The picture inside the page, never on disk; ``side`` is the most its longer side may have in pixels."""
+    """Put the picture inside the page, never on disk; ``side`` is the most its longer side may have in pixels."""
     small = image.copy()
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -96,13 +96,13 @@ def data_uri(image: Image.Image, side: int = SHOWN) -> str:
 
 @cache
 def legend() -> str:
-    """The colours of the heat map from 0 to 1, as the overlay has them on mid-grey."""
+    """Draw the colours of the heat map from 0 to 1, as the overlay has them on mid-grey."""
     ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (12, 1))
     return data_uri(overlay(Image.new("L", (256, 12), 128), ramp))
 
 
 def figures(screener: Screener, point: str, language: str) -> str:
-    """An operating point in words: from the test split, or else from the split on which it was chosen."""
+    """Say an operating point in words: from the test split, or else from the split on which it was chosen."""
     say, tested = (
         texts.teller(language),
         ((evaluation(screener) or {}).get("test") or {}).get("at", {}).get(point),
@@ -121,7 +121,7 @@ def figures(screener: Screener, point: str, language: str) -> str:
 
 
 def answer(judgement: Judgement, language: str) -> str:
-    """The whole answer for one picture."""
+    """Render the whole answer for one picture."""
     finding, screener = judgement.finding, judgement.screener
     judged = finding.heat_map is not None
     return render(
@@ -142,7 +142,7 @@ def answer(judgement: Judgement, language: str) -> str:
 
 
 def notes(judgement: Judgement, language: str) -> list[str]:
-    """Why the answer is what it is: guard, threshold or abstain band, quality of the picture."""
+    """Say why the answer is what it is: guard, threshold or abstain band, quality of the picture."""
     finding, say = judgement.finding, texts.teller(language)
     if finding.probability is None:
         return []
@@ -158,7 +158,7 @@ def notes(judgement: Judgement, language: str) -> list[str]:
 
 
 def beside_threshold(judgement: Judgement, language: str) -> str:
-    """Where the probability lies: above or below the threshold, or in the band around it."""
+    """Say where the probability lies: above or below the threshold, or in the band around it."""
     finding, point = judgement.finding, judgement.screener.operating_points[judgement.finding.operating_point]
     low, high = point.get("abstain") or (finding.threshold,) * 2
     side = {"positive": "above", "negative": "below", "inconclusive": "within"}[finding.decision]
@@ -168,7 +168,7 @@ def beside_threshold(judgement: Judgement, language: str) -> str:
 
 
 def identity(screener: Screener, language: str) -> str:
-    """Which model it was, so that an answer can be traced."""
+    """Name the model, so that an answer can be traced."""
     weights = screener.screening.get("weights_sha256", "")
     return ", ".join(
         part
@@ -178,7 +178,7 @@ def identity(screener: Screener, language: str) -> str:
 
 
 def record(judgement: Judgement) -> dict[str, Any]:
-    """A judgement for programs: the endpoints' answer, in English."""
+    """Make a record of a judgement for programs: the endpoints' answer, in English."""
     finding, screener, say = judgement.finding, judgement.screener, texts.teller("en")
     found = [*(reasons(judgement, "en") if finding.decision == "refused" else finding.reasons)]
     codes = [code for code in finding.codes if code]
@@ -198,12 +198,12 @@ def record(judgement: Judgement) -> dict[str, Any]:
 
 
 def message(text: str, language: str, kind: str = "") -> str:
-    """One sentence instead of an answer."""
+    """Render one sentence instead of an answer."""
     return render("message.html", language, text=text, kind=kind)
 
 
 def refusal(problem: Refused, language: str) -> str:
-    """Why nothing was done, in the language where the text is known."""
+    """Say why nothing was done, in the language where the text is known."""
     known = isinstance(problem, UploadRefused)
     text = texts.teller(language)(problem.key, **problem.values) if known else str(problem)
     return message(text, language, "problem")
@@ -228,7 +228,7 @@ class Count:
 
 
 def reasons(judgement: Judgement, language: str) -> Sequence[str]:
-    """Why it was refused or not decided, each reason once."""
+    """List why it was refused or not decided, each reason once."""
     finding, say = judgement.finding, texts.teller(language)
     if finding.decision == "inconclusive":
         return [beside_threshold(judgement, language)]
@@ -239,7 +239,7 @@ def reasons(judgement: Judgement, language: str) -> Sequence[str]:
 
 
 def said(reason: str, language: str, kinds: str = "") -> str:
-    """A reason of the package in a language; `kinds` are those that a foreign picture is unlike."""
+    """Say a reason of the package in a language; `kinds` are those that a foreign picture is unlike."""
     if (key := "reason_" + _code(reason)) not in texts.TEXTS[language]:
         return reason  # a sentence that has no code: better English than nothing
     say = texts.teller(language)
@@ -256,18 +256,18 @@ def progress(done: int, total: int, language: str) -> str:
 
 
 def finished(count: Count, done: int, total: int, language: str) -> str:
-    """How a batch came out, and what was not judged."""
+    """Say how a batch came out, and what was not judged."""
     return render("finished.html", language, count=count, done=done, total=total)
 
 
 def ended(done: int, total: int, language: str) -> str:
-    """That a run is over, or was stopped."""
+    """Say that a run is over, or was stopped."""
     key = "finished" if done == total else "stopped"
     return message(texts.teller(language)(key, done=done, total=total), language)
 
 
 def row(name: str, judgement: Judgement, language: str) -> str:
-    """One picture of a batch as a row of the table."""
+    """Show one picture of a batch as a row of the table."""
     return render(
         "row.html",
         language,
@@ -281,13 +281,13 @@ def row(name: str, judgement: Judgement, language: str) -> str:
 
 
 def table(rows: Sequence[str], language: str, closed: bool = True) -> str:
-    """Rows as a sortable table. Left open while it grows: then Gradio sends only what is new."""
+    """Show rows as a sortable table. Left open while it grows: then Gradio sends only what is new."""
     start, end = render("table.html", language, rows="\0").split("\0")
     return start + "".join(rows) + (end if closed else "")
 
 
 def thumb(judgement: Judgement, side: int) -> str | None:
-    """A small picture, with its heat map where there is one."""
+    """Make a small picture, with its heat map where there is one."""
     finding = judgement.finding
     if finding.image is None:
         return None
@@ -324,7 +324,7 @@ def series(seen: Sequence[Slice], language: str) -> str:
 
 
 def evaluation(screener: Screener) -> dict[str, Any] | None:
-    """Every measured figure of a model, as the file beside its weights has them."""
+    """Read every measured figure of a model, as the file beside its weights has them."""
     return _read(screener.path / EVALUATION)
 
 
@@ -334,7 +334,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def model(screener: Screener, language: str) -> str:
-    """The operating points, measured figures, audits and plots of a model."""
+    """Render the operating points, measured figures, audits and plots of a model."""
     measured = evaluation(screener) or {}
     splits = {"split_test": measured.get("test"), "split_validation": measured.get("validation")}
     audits = {key: measured.get(key) for key in ("audits", "guard")}
@@ -354,7 +354,7 @@ def model(screener: Screener, language: str) -> str:
 
 
 def measures(part: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every record in a nest of dicts and lists, and where: ("guard, caught, noise: caught", record)."""
+    """Yield every record in a nest of dicts and lists, and where: ("guard, caught, noise: caught", record)."""
     if isinstance(part, Mapping):
         if "metric" in part and "value" in part:
             place = under[:-1] if under and under[-1] == part["metric"] else under
@@ -369,7 +369,7 @@ def measures(part: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapp
 
 
 def plots(screener: Screener) -> dict[str, str]:
-    """Pictures of the figures, by name."""
+    """List the pictures of the figures, by name."""
     found = sorted((screener.path / "plots").glob("*.png"))
     return {
         path.stem.replace("_", " "): "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
@@ -378,7 +378,7 @@ def plots(screener: Screener) -> dict[str, str]:
 
 
 def card(screener: Screener) -> str:
-    """The model card's Markdown, without its front matter and its pictures, which are shown beside it."""
+    """Give the model card's Markdown, without its front matter and its pictures, which are shown beside it."""
     path = screener.path / "README.md"
     if not path.is_file():
         return ""
@@ -387,7 +387,7 @@ def card(screener: Screener) -> str:
 
 
 def code(address: str | None, mcp: bool, language: str) -> str:
-    """The snippets, with the address of the page they stand on."""
+    """Render the snippets, with the address of the page they stand on."""
     address = (address or "http://127.0.0.1:7860").rstrip("/")
     folder = Path(__file__).parent / "snippets"
     snippets = {name: (folder / name).read_text(encoding="utf-8") for name in SNIPPETS}
@@ -408,7 +408,7 @@ def header(language: str) -> str:
 
 
 def static_texts(examples: Mapping[str, Path], **values: object) -> dict[str, dict[str, str]]:
-    """Texts for `gr.I18n`, by language: all that `values` can fill, and the fixed parts of the page."""
+    """Collect texts for `gr.I18n`, by language: all that `values` can fill, and the fixed parts of the page."""
     pictures = {name: data_uri(read_image(path), THUMB) for name, path in examples.items()}
     return {language: _named(language, pictures, values) for language in texts.NAMES}
 
@@ -430,14 +430,14 @@ def _named(language: str, pictures: Mapping[str, str], values: Mapping[str, obje
 
 
 def example_label(name: str, language: str) -> str:
-    """What to call the example ``phantom_ct_1`` or ``drawn_hand_refused``."""
+    """Name the example ``phantom_ct_1`` or ``drawn_hand_refused``."""
     say = texts.teller(language)
     kind = next((kind for kind in MODALITIES if f"_{kind}_" in name), None)
     return f"{say(kind)} {name.rpartition('_')[2]}" if kind else say("example_refused")
 
 
 def theme() -> gr.themes.Base:
-    """Calm slate and teal from the visitor's own fonts; nothing is fetched."""
+    """Make the theme: calm slate and teal from the visitor's own fonts; nothing is fetched."""
     return gr.themes.Base(
         primary_hue="teal",
         secondary_hue="slate",

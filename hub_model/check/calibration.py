@@ -187,7 +187,7 @@ def abstain_band(probabilities: np.ndarray, threshold: float) -> list[float]:
 
 
 def _end(nearest: np.ndarray, count: int, last: float, threshold: float) -> float:
-    """Midway between the count-th nearest probability and the next different one, or the last there can be."""
+    """Find the middle between the count-th nearest probability and the next different one, or the last there can be."""
     if not len(nearest):
         return float(threshold)
     inside = nearest[:count][-1]

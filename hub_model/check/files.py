@@ -208,7 +208,7 @@ def read_bytes(ref: Ref) -> bytes:
 
 
 def is_picture(file: File) -> bool:
-    """By its name, or by its first bytes where the name says nothing."""
+    """Say whether a file is a picture: by its name, or by its first bytes where the name says nothing."""
     if file.suffix in PICTURE_SUFFIXES:
         return True
     head = _head(file.ref)
@@ -217,18 +217,20 @@ def is_picture(file: File) -> bool:
 
 
 def pointer(content: bytes) -> str | None:
-    """What a file is that only stands for another one, with what to do; None for any other file."""
+    """Say what a file is that only stands for another one, with what to do; None for any other file."""
     head = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     return next((what for start, what in POINTERS.items() if head.startswith(start)), None)
 
 
 def is_dicom(head: bytes) -> bool:
-    """By the first 132 bytes; some archives write neither preamble nor mark but begin with group 2 or 8."""
+    """Recognise DICOM by the first 132 bytes; some archives write neither preamble nor mark but begin with group 2 or
+    8.
+    """
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
 def dicom_tags(file: File) -> dict[str, str]:
-    """Modality and ids of a DICOM file, for matching only: none of them is written anywhere.
+    """Read modality and ids of a DICOM file, for matching only: none of them is written anywhere.
 
     Empty for other files.
     """
@@ -270,7 +272,7 @@ def _check_size(size: int) -> None:
 
 
 def _head(ref: Ref) -> bytes:
-    """The first 132 bytes: enough to tell a picture, DICOM included; empty where unreadable."""
+    """Read the first 132 bytes: enough to tell a picture, DICOM included; empty where unreadable."""
     try:
         if isinstance(ref, Path):
             _regular(ref)
@@ -284,7 +286,7 @@ def _head(ref: Ref) -> bytes:
 
 
 def _archive(path: Path, limit: int | None = None) -> Archive:
-    """An open archive: its directory is read once per process, and again if the file was replaced."""
+    """Open an archive: its directory is read once per process, and again if the file was replaced."""
     info = path.stat()
     return _opened(path, info.st_size, info.st_mtime_ns, limit)
 

@@ -84,7 +84,7 @@ def spread(labels: Sequence[int], families: Sequence[str], count: int, seed: int
 
 
 def changes_for(folder: HubFolder) -> Iterator[Change]:
-    """The harmless changes for a model; cutting to the lungs where its folder has a network that finds them."""
+    """List the harmless changes for a model; cutting to the lungs where its folder has a network that finds them."""
     yield from (change for change in CHANGES if folder.modality in change.modalities)
     if finder := folder.finder:
 
@@ -96,7 +96,7 @@ def changes_for(folder: HubFolder) -> Iterator[Change]:
 
 
 def worst(measured: dict[str, Any], point: str) -> dict[str, Any]:
-    """The row of the change that flips most answers at an operating point."""
+    """Find the row of the change that flips most answers at an operating point."""
     return max(measured["rows"], key=lambda row: row["flips"][point]["value"])
 
 

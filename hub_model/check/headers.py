@@ -73,7 +73,7 @@ def _dicom_header(content: bytes) -> Header:
 
 
 def _dicom_view(header: "Dataset") -> str | None:
-    """Why a DICOM picture is not learnt from: a localizer of a CT, or a film from the side.
+    """Say why a DICOM picture is not learnt from: a localizer of a CT, or a film from the side.
 
     The view is said by ViewPosition, by ViewCodeSequence, or by PatientOrientation, whose first value says where the
     rows lead: to the front or back (A, P) on lateral films (PS3.3 C.7.6.1.1.1, C.8.11.7).
@@ -95,7 +95,7 @@ def _dicom_view(header: "Dataset") -> str | None:
 
 
 def is_flat(grey: Image.Image) -> bool:
-    """Whether nearly all pixels have one of a few grey levels, as in a drawn mask."""
+    """Say whether nearly all pixels have one of a few grey levels, as in a drawn mask."""
     counts = np.array(grey.histogram(), float)
     total = 0.0
     for _ in range(FLAT_LEVELS):

@@ -93,7 +93,7 @@ class Reader:
     unknown: Counter[str] = field(default_factory=Counter)
 
     def labelled(self, said: object) -> dict[str, int | str | None]:
-        """What a label in a table says, as fields of a `Row`: `label`, or why it is `skipped`."""
+        """Read a label of a table as fields of a `Row`: `label`, or why it is `skipped`."""
         word = exact(said)
         if word not in self.words:
             self.unknown[str(said)] += 1
@@ -112,7 +112,7 @@ class Reader:
             )
 
     def kind(self, said: object, path: str) -> str:
-        """Modality as a table says it."""
+        """Read the modality as a table says it."""
         if not said:
             raise DataRefused(
                 f"{self.place}: nothing says whether {path} is X-ray or CT. Say it in a column or folder name"
@@ -123,7 +123,7 @@ class Reader:
         return MODALITY_NAMES[exact(said)]
 
     def split(self, said: str) -> str | None:
-        """Official split as a table says it; empty means none."""
+        """Read the official split as a table says it; empty means none."""
         if said and said.lower() not in SPLIT_NAMES:
             raise DataRefused(
                 f"{self.place}: official split {said!r}; accepted are train, validation and test."
@@ -132,7 +132,7 @@ class Reader:
 
 
 def exact(name: object) -> str:
-    """A name as it is compared: letters of any script, digits and signs stay, ways to write them do not.
+    """Write a name as it is compared: letters of any script, digits and signs stay, ways to write them do not.
 
     Unicode's compatible forms (full-width digits, composed letters) and upper case are made one, separators between
     words go ('Non_COVID ' -> 'noncovid', 'X-Ray' -> 'xray'), and a number is written in one way ('1.0' -> '1').
@@ -172,11 +172,11 @@ def label_words(labels: Sequence[str] | None) -> dict[str, int | None]:
 
 
 def names_nobody(said: object) -> bool:
-    """Whether what stands for a patient or group is only the mark of a missing one: 'NA', 'unknown', 'REMOVED'."""
+    """Say whether what stands for a patient or group only marks a missing one: 'NA', 'unknown', 'REMOVED'."""
     return exact(said).strip("<>[]()*. ") in NOBODY
 
 
 def listed(counts: Counter[str]) -> str:
-    """Names with how often they were met, the most frequent first."""
+    """List names with how often they were met, the most frequent first."""
     shown = ", ".join(f"{name!r} ({count})" for name, count in counts.most_common(LISTED))
     return f"{shown} and {len(counts) - LISTED} more" if len(counts) > LISTED else shown

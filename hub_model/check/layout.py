@@ -42,7 +42,7 @@ KNOWN_FOLDERS = MODALITY_NAMES.keys() | SPLIT_NAMES.keys() | IMAGE_FOLDERS
 
 
 def layout_rows(files: Sequence[File], reader: Reader) -> list[Row]:
-    """Rows of the documented layout or of a plain two-folder tree.
+    """Make rows of the documented layout or of a plain two-folder tree.
 
     Raises:
         DataRefused: pictures lie where no folder name says class and modality; nothing is guessed.
@@ -107,7 +107,7 @@ def placed(file: File, reader: Reader, class_levels: frozenset[tuple[str, ...]] 
 
 
 def _class_levels(files: Iterable[File], reader: Reader) -> frozenset[tuple[str, ...]]:
-    """Folders that have a class folder in them, below the modality: 'CT' of 'CT/COVID/1.png'."""
+    """Find folders that have a class folder in them, below the modality: 'CT' of 'CT/COVID/1.png'."""
     found = set()
     for folders in {file.folders for file in files}:
         names = [exact(name) for name in folders]
@@ -117,7 +117,7 @@ def _class_levels(files: Iterable[File], reader: Reader) -> frozenset[tuple[str,
 
 
 def _speaks_of_a_class(name: str, reader: Reader) -> bool:
-    """Whether a folder's name holds a class name and more than a patient's number: 'not covid', 'covid-', 'covid?'."""
+    """Say whether a folder's name holds a class name and more than a number: 'not covid', 'covid-', 'covid?'."""
     words = [word for word in reader.words if word in name and (len(word) > 2 or not word.isascii())]
     if not words:
         return False
@@ -128,20 +128,20 @@ def _speaks_of_a_class(name: str, reader: Reader) -> bool:
 
 
 def folder_modality(file: File, reader: Reader) -> str | None:
-    """The one modality that the folders name."""
+    """Find the one modality that the folders name."""
     names = (exact(name) for name in (*reader.above, *file.folders))
     found = {MODALITY_NAMES[name] for name in names if name in MODALITY_NAMES}
     return found.pop() if len(found) == 1 else None
 
 
 def folder_split(file: File) -> str | None:
-    """The split that a folder name speaks of, as in train/CT/COVID."""
+    """Find the split that a folder name speaks of, as in train/CT/COVID."""
     found = {SPLIT_NAMES[name.lower()] for name in file.folders if name.lower() in SPLIT_NAMES}
     return found.pop() if len(found) == 1 else None
 
 
 def skipped(file: File, reason: str) -> Row:
-    """The row of a file that is no training picture."""
+    """Make the row of a file that is no training picture."""
     return Row(file.ref, file.path, stamp=file.stamp, skipped=reason)
 
 
@@ -149,7 +149,7 @@ def skipped(file: File, reason: str) -> Row:
 
 
 def left_out(files: Sequence[File]) -> dict[str, str]:
-    """Path -> why it is not learnt from, of the files whose names say so: masks and lateral views.
+    """Say why files are not learnt from, by path, where their names say so: masks and lateral views.
 
     Known are the folders of segmentation data sets (masks, 'lung masks', Ground-truths; labels, gt and the like
     only beside a folder of images), and files called X_mask, mask_X; X_seg, X_gt only beside X. Masks that are
@@ -183,7 +183,7 @@ def _in_mask_folder(file: File, parents: dict[tuple[str, ...], set[str]]) -> boo
 
 
 def mask_twins(pictures: Iterable[tuple[str, int | None, str, bool]]) -> set[tuple[str, str]]:
-    """Flat pictures that lie beside the picture they were drawn for.
+    """Find flat pictures that lie beside the picture they were drawn for.
 
     Args:
         pictures: source, label, path, and whether it has a few grey levels only (see `reading.is_flat`).

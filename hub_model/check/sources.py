@@ -121,7 +121,7 @@ def _open(place: str | Path, reader: Reader, zip_limit: int) -> list[Row]:
 
 
 def _is_dataset_folder(place: Path) -> bool:
-    """Saved by `save_to_disk`, or parquet files as `prepare` and the Hub have them."""
+    """Recognise what `save_to_disk` saved, or parquet files as `prepare` and the Hub have them."""
     if any((place / name).exists() for name in ("dataset_dict.json", "state.json")):
         return True
     if any((place / name).exists() for name in TABLE_NAMES):

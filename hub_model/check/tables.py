@@ -25,19 +25,19 @@ the pictures lie in the `folder` it names."""
 
 
 def is_table(file: File) -> bool:
-    """Whether a file is a label table by its name."""
+    """Say whether a file is a label table by its name."""
     return file.name.lower() in TABLE_NAMES or bool(COVIDX_LIST.fullmatch(file.name.lower()))
 
 
 def tables_among(files: Sequence[File]) -> list[File]:
-    """The label tables of a collection: any metadata.*, else text lists that read like COVIDx's."""
+    """Find the label tables of a collection: any metadata.*, else text lists that read like COVIDx's."""
     named = [file for file in files if file.name.lower() in TABLE_NAMES]
     texts = [] if named else [file for file in files if is_table(file)]
     return named or [file for file in texts if _place_of_picture((_list_lines(file) or [[]])[0]) is not None]
 
 
 def table_rows(tables: Sequence[File], files: Sequence[File], reader: Reader) -> list[Row]:
-    """Rows of label tables; each table speaks of the files beside and below it.
+    """Make rows of label tables; each table speaks of the files beside and below it.
 
     A table names files by `file_name`, or DICOM files by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID
     or PatientID. What it does not say (label, modality, official split) may be said by folder names or DICOM
@@ -83,7 +83,7 @@ class _Finder:
         self._by_id: dict[tuple[str, str], list[File]] | None = None
 
     def files_of(self, table: File, number: int, entry: dict[str, str]) -> list[File]:
-        """The files of one line; one that is missing stands for those that are not there."""
+        """Find the files of one line; one that is missing stands for those that are not there."""
         id_column = next((name for name in ID_COLUMNS if name in entry), None)
         if "file_name" in entry:
             path = _below(table, entry["file_name"])
