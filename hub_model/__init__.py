@@ -15,6 +15,7 @@ from .hub_folder import LABELS, FolderRefused
 from .images import read_image
 from .refused import Refused
 from .screener import AutoScreener, Finding, Frame, Screener
+from .series import SeriesFinding
 from .volumes import Volume, read_volume, read_volumes
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "ImageRefused",
     "Refused",
     "Screener",
+    "SeriesFinding",
     "Volume",
     "read_image",
     "read_volume",

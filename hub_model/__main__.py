@@ -48,6 +48,9 @@ def score(
     heat_maps: Annotated[
         str | None, typer.Option(help="folder for pictures tinted by where the model looked")
     ] = None,
+    per_slice: Annotated[
+        bool, typer.Option(help="a row for each slice of a CT series, not one for the series")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures that the network sees at once")] = BATCH,
     workers: Annotated[int, typer.Option(min=1, help="threads that read the next pictures")] = WORKERS,
     backend: Annotated[str, typer.Option(help="onnx or torch")] = "onnx",
@@ -58,7 +61,8 @@ def score(
         typer.Option(help="HOST:PORT of the cluster's head; by default Ray uses this machine alone"),
     ] = None,
 ) -> None:
-    """Screen pictures: one row a file. A file that cannot be judged gets a row with decision "refused" and the reason.
+    """Screen pictures: one row a file, one a CT series (DICOM slices, NIfTI, NRRD, MetaImage, many frames). What cannot
+    be judged gets a row with decision "refused" and the reason.
 
     Exit code 1 where every file was refused.
     """
@@ -78,7 +82,9 @@ def score(
 
             tally = scoring_ray.score(paths, models, out, address=address, **common)
         else:
-            tally = scoring.score(paths, models.opened(), out, json_lines=json_lines, **common)
+            tally = scoring.score(
+                paths, models.opened(), out, json_lines=json_lines, per_slice=per_slice, **common
+            )
     console.print(scoring.told(tally), highlight=False)
     if scoring.all_refused(tally):
         raise typer.Exit(1)

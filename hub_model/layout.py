@@ -197,6 +197,7 @@ SCREENING_RULES = {
     "weights_sha256?": _sha256,
     "graph_sha256?": _sha256,
     "guard_sha256?": _sha256,
+    "series?": {"rule": text, "most_slices": number(1, 1e6), "points": _points, "weights_sha256": _sha256},
 }
 POINT_RULES = Each({"threshold": number(0, 1), "abstain?": _band, "target?": text, "validation?": an_object})
 
@@ -254,6 +255,8 @@ def read_screening(folder: Path) -> dict:
     found = problem(screening, SCREENING_RULES) or problem(
         screening["operating_points"], POINT_RULES, "operating_points"
     )
+    if not found and screening.get("series"):
+        found = problem(screening["series"]["points"], POINT_RULES, "series.points")
     if found:
         raise FolderRefused(
             f"{folder / SCREENING} has {found}. A newer covid-xct may read it; otherwise fetch or train the model "

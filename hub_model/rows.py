@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = {"file": str, "decision": str, "probability": float, "operating_point": str, "threshold": float,
-           "modality": str, "out_of_distribution": float, "reasons": str, "codes": str, "heat_map": str}  # fmt: skip
-"""Of every row, with the type of what is in it; any but the first may be empty."""
+           "modality": str, "out_of_distribution": float, "reasons": str, "codes": str, "heat_map": str,
+           "slices": int, "judged": int, "positive": int, "most_suspicious": int, "highest": float}  # fmt: skip
+"""Of every row, with the type of what is in it; any but the first may be empty. The last five are of a series: its
+slices, those with a probability, those that are positive, and the number (from 1) and probability of the highest."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 AT_ONCE = 10_000  # rows that are held in memory when Parquet is written
 
@@ -258,7 +260,7 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
     """Rows as a table of Arrow, with the columns and types of every file of rows."""
     arrow, _ = _parquet()
-    kinds = {str: arrow.string(), float: arrow.float64()}
+    kinds = {str: arrow.string(), float: arrow.float64(), int: arrow.int64()}
     return arrow.Table.from_pylist(
         list(rows), arrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
     )

@@ -3,18 +3,21 @@
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .heatmap import overlay
 from .listing import Item, Listed, items
 from .refused import Refused
 from .rows import RowFile, RowsRefused, Terminal, one_line
 from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener
+from .series import SeriesFinding, of_volume
+from .volumes import Unusable, Volume, sorted_out
 from .whole import whole_file
 
+Series = TypeVar("Series", Item, Volume | Unusable | Item)
 LONGEST_NAME = 120  # letters of a heat map's file name that say which picture it is of
 
 
@@ -61,9 +64,10 @@ def score(
     batch_size: int = BATCH,
     workers: int = WORKERS,
     json_lines: bool = False,
+    per_slice: bool = False,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Judge every picture under some paths: one row a file, none dropped in silence.
+    """Judge every picture under some paths: one row a file or CT series, none dropped in silence.
 
     Args:
         paths: pictures, folders of any depth (links are followed once), zip and tar archives (read in place).
@@ -75,6 +79,7 @@ def score(
         batch_size: pictures that the network sees at once.
         workers: threads that read the next pictures meanwhile.
         json_lines: on the terminal, JSON lines instead of CSV.
+        per_slice: a row for each slice of a series or volume, not one for the whole.
         watch: called after every row.
 
     Returns:
@@ -89,6 +94,8 @@ def score(
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
     tally = Tally()
     settings = settings_of(screener, operating_point, heat_maps is not None)
+    settings["per slice"] = per_slice
+    reader = next((one for one in getattr(screener, "screeners", (screener,)) if one.modality == "ct"), None)
     if heat_maps is not None:
         check_apart(paths, heat_maps, "--heat-maps")
         Path(heat_maps).mkdir(parents=True, exist_ok=True)
@@ -96,10 +103,22 @@ def score(
         ours = [Path(place).resolve() for place in (*rows.beside, *([heat_maps] if heat_maps else []))]
         waiting: deque[Item] = deque()  # in the order of the findings
 
+        def judge(series: Volume | Unusable) -> None:
+            told = of_volume(reader, series, _point_of(reader, operating_point), batch_size, workers)
+            rows.write(row_of_series(one_line(series.name), told))
+            tally.decisions[told.decision] += 1
+            watch(tally)
+
         def sources() -> Iterator[Any]:
-            for item in unjudged(items(paths, tally, ours), rows.done, tally, rows.named):
-                waiting.append(item)
-                yield item.source
+            found: Iterator[Any] = items(paths, tally, ours)
+            if reader is not None:
+                found = _apart(sorted_out(found, least=2), per_slice, tally)
+            for one in unjudged(found, rows.done, tally, rows.named):
+                if not isinstance(one, Item):
+                    judge(one)  # now, so that one volume at a time is open
+                    continue
+                waiting.append(one)
+                yield one.source
 
         found = screener.screen_many(
             sources(),
@@ -169,12 +188,49 @@ def row_of(name: str, finding: Finding, heat_map: str | None = None) -> dict[str
     }
 
 
+def row_of_series(name: str, found: SeriesFinding) -> dict[str, Any]:
+    """The columns of `rows.COLUMNS` for a series; what the volume says of itself stands among the reasons."""
+    told = found.to_dict()
+    said = [*told["reasons"], *told["notes"]]
+    codes = [*told["codes"], *(getattr(note, "code", "") for note in found.notes)]
+    return {
+        **told,
+        "file": name,
+        "reasons": " ".join(one_line(reason) for reason in said),
+        "codes": " ".join(codes),
+    }
+
+
+def _apart(
+    found: Iterable[Volume | Unusable | Item], per_slice: bool, tally: Tally
+) -> Iterator[Volume | Unusable | Item]:
+    """Count series as one each, or take them apart into slices."""
+    for one in found:
+        if isinstance(one, Item):
+            yield one
+            continue
+        tally.expected -= len(one.files)
+        if per_slice and isinstance(one, Volume):
+            tally.expected += len(one)
+            yield from (
+                Item(f"{one.name}#{n:04d}", read) for n, read in enumerate(one.slices.readers, start=1)
+            )
+        else:
+            tally.expected += 1
+            yield one
+
+
+def _point_of(screener: Screener, name: str | None) -> str:
+    """An operating point of the CT model: the one asked for, or its first where that is another model's."""
+    return name if name in screener.operating_points else next(iter(screener.operating_points))
+
+
 def unjudged(
-    found: Iterator[Item], done: Counter[str], tally: Tally, named: Callable[[str], str] = str
-) -> Iterator[Item]:
-    """Items that no earlier run has judged; of several with one name, as many are left out as there are rows."""
+    found: Iterable[Series], done: Counter[str], tally: Tally, named: Callable[[str], str] = str
+) -> Iterator[Series]:
+    """What no earlier run has judged; of several with one name, as many are left out as there are rows."""
     for item in found:
-        name = named(item.name) if done else ""
+        name = named(one_line(item.name)) if done else ""
         if done[name] > 0:
             done[name] -= 1
             tally.earlier += 1

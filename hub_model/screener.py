@@ -20,17 +20,18 @@ from PIL import Image
 
 from . import hub_folder, layout, lungs
 from .backends import BACKENDS, Backend, BackendRefused, OnnxRuntime, TorchNetwork
+from .decision import REFUSED, decide
 from .grey import ImageRefused
 from .guard import BLANK, Guard, is_blank
 from .heatmap import overlay
 from .images import read_for
 from .preprocess import preprocessing
 from .refused import Reason, Refused
+from .series import SeriesFinding, screen_volume
 
 if TYPE_CHECKING:
     import torch
 
-POSITIVE, NEGATIVE, INCONCLUSIVE, REFUSED = "positive", "negative", "inconclusive", "refused"
 BATCH, WORKERS = 2, 2
 """Pictures that the network sees at once, and threads that decode the next ones meanwhile. On a CPU larger batches are
 no faster and take more memory (265 MB for both embedded models with 2, 575 MB with 8); a GPU wants 32 or more."""
@@ -352,6 +353,31 @@ class Screener:
             sources, taken, lambda batch: self._surely_judged(batch, point, judged), batch_size, workers
         )
 
+    def screen_series(
+        self,
+        source: Any,
+        operating_point: str | None = None,
+        *,
+        series: int | None = None,
+        batch_size: int = BATCH,
+        workers: int = WORKERS,
+    ) -> SeriesFinding:
+        """Judge a CT series: every slice that shows a lung, and the series as a whole where that was measured.
+
+        Args:
+            source: what `read_volume` takes, or a `Volume`.
+            operating_point: as for `screen`.
+            series: which one, where the source holds several.
+            batch_size, workers: as for `screen_many`; the slices are read as they are needed.
+
+        Returns:
+            A `SeriesFinding`; what cannot be used gives one with ``decision="refused"`` and the reason.
+
+        Raises:
+            UnknownOperatingPoint: one that the model does not have.
+        """
+        return screen_volume(self, source, self._point(operating_point)[0], series, batch_size, workers)
+
     def _taken(self, source: Any, frame: int | None = None) -> Taken:
         """Read a picture and make it ready for the network."""
         return self._ready(read_for(source, (self.modality,), frame=frame)[self.modality])
@@ -524,6 +550,30 @@ class AutoScreener:
     def _modalities(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(screener.modality for screener in self.screeners))
 
+    def screen_series(
+        self,
+        source: Any,
+        operating_point: str | None = None,
+        *,
+        series: int | None = None,
+        batch_size: int = BATCH,
+        workers: int = WORKERS,
+    ) -> SeriesFinding:
+        """As `Screener.screen_series`, by the model for CT.
+
+        Raises:
+            Refused: there is none among the models.
+            UnknownOperatingPoint: one that the CT model does not have.
+        """
+        for screener in self.screeners:
+            if screener.modality == "ct":
+                return screener.screen_series(
+                    source, operating_point, series=series, batch_size=batch_size, workers=workers
+                )
+        raise Refused(
+            "None of these models reads CT, so there is none for a series. Open one: AutoScreener of 'ct'."
+        )
+
     def _points(self, name: str | None) -> list[tuple[str, dict[str, Any]]]:
         known = [name is None or name in screener.operating_points for screener in self.screeners]
         if not any(known):
@@ -565,31 +615,6 @@ def _surely(take: Callable[[], Taken], keep_image: bool) -> Taken:
 
 def _distance(finding: Finding) -> float:
     return np.inf if finding.out_of_distribution is None else finding.out_of_distribution
-
-
-def decide(probability: float, point: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Decision and reasons for a probability at an operating point.
-
-    Raises:
-        ValueError: the probability, the threshold or an end of the band is no number from 0 to 1.
-    """
-    low, high = point.get("abstain") or (point["threshold"], point["threshold"])
-    for name, value in (
-        ("probability", probability),
-        ("threshold", point["threshold"]),
-        ("band", low),
-        ("band", high),
-    ):
-        if not 0 <= value <= 1:  # so is NaN refused
-            raise ValueError(
-                f"A {name} is a number from 0 to 1; got {value}. There is no decision to be had from it."
-            )
-    if low <= probability < high:
-        return INCONCLUSIVE, (
-            f"The probability {probability:.2f} is too close to the threshold {point['threshold']:.2f} to call "
-            f"(between {low:.2f} and {high:.2f}). Repeat the imaging or test by other means.",
-        )
-    return (POSITIVE if probability >= point["threshold"] else NEGATIVE), ()
 
 
 def _started(folder: hub_folder.HubFolder, backend: str, device: str, threads: int | None) -> Backend:

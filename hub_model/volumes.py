@@ -111,30 +111,31 @@ def read_volume(source: Any, *, series: int | None = None) -> Volume:
     Raises:
         ImageRefused: there is none, several and none is named, or it cannot be used; ``reason.code`` says why.
     """
-    found, refused = [], []
-    for one in read_volumes(source):
-        (found if isinstance(one, Volume) else refused).append(one)
-    if not found:
-        if not refused:
-            raise ImageRefused(
-                "there is no picture in it. Give the slices of a CT, or a volume file.", "no_series"
-            )
-        told = Counter(one.reason.code for one in refused).most_common(1)[0][0]
-        one = next(one for one in refused if one.reason.code == told)
-        raise ImageRefused(f"{one.name}: {one.reason}", told, **one.reason.values)
-    if len(found) > 1 and series is None:
+    wanted, count, refused = None, 0, []
+    for one in read_volumes(source):  # one at a time is open, however many there are
+        if isinstance(one, Unusable):
+            refused.append(one)
+            continue
+        wanted = one if count == (series or 0) else wanted
+        count += 1
+    if not count and not refused:
+        text = "there is no picture in it. Give the slices of a CT, or a volume file."
+        raise ImageRefused(text, "no_series")
+    if not count:
+        code = Counter(one.reason.code for one in refused).most_common(1)[0][0]
+        one = next(one for one in refused if one.reason.code == code)
+        raise ImageRefused(f"{one.name}: {one.reason}", code, **one.reason.values)
+    if count > 1 and series is None:
         raise ImageRefused(
-            f"it holds {len(found)} series. Say which (series=0 to {len(found) - 1}), or judge each (read_volumes).",
+            f"it holds {count} series. Say which (series=0 to {count - 1}), or judge each (read_volumes).",
             "several_series",
-            series=len(found),
+            series=count,
         )
-    if not 0 <= (series or 0) < len(found):
+    if wanted is None:
         raise ImageRefused(
-            f"it has no series {series}: there are {len(found)}, counted from 0.",
-            "no_such_series",
-            series=len(found),
+            f"it has no series {series}: there are {count}, counted from 0.", "no_such_series", series=count
         )
-    return found[series or 0]
+    return wanted
 
 
 def read_volumes(source: Any) -> Iterator[Volume | Unusable]:

@@ -33,6 +33,7 @@ VERBS = {
     "tune": Verb("fit.tune:tune", "Search the penalties of a steady head over sources and families left out."),
     "soup": Verb("fit.soup:soup", "Average the weights of several runs into one network."),
     "evaluate": Verb("measure.evaluate:evaluate", "Calibrate a run on validation and score its test split once."),
+    "patients": Verb("measure.patients:patients", "Choose and measure a CT run's rule for whole series by patients."),
     "audit": Verb("measure.audit:audit", "Measure what else gives the label away: borders, thumbnails, collections."),
     "compare": Verb("measure.compare:compare", "Put evaluated runs side by side, with intervals."),
     "faithfulness": Verb("measure.faithfulness:faithfulness", "Measure a run's heat map against chance."),

@@ -12,8 +12,8 @@ from scipy.special import expit
 
 from hub_model import hub_folder
 from hub_model.check import calibration
+from hub_model.decision import INCONCLUSIVE, decide
 from hub_model.refused import Refused
-from hub_model.screener import INCONCLUSIVE, decide
 
 from ..data.dataset import Origin
 from . import findings as finding
