@@ -32,7 +32,7 @@ from desk import Desk
 from gate import LOOPBACK, Gate, fetch_nothing
 from gradio.i18n import I18nData
 from gradio.utils import get_upload_folder
-from intake import MAX_PICTURES
+from intake import MAX_PICTURES, MAX_SLICES
 from listeners import take_turns
 from page import Page
 from quiet import keep_quiet
@@ -68,7 +68,9 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
     """
     examples = sorted((HERE / "examples").glob("*.png"), key=lambda path: ("refused" in path.name, path.name))
     desk = Desk(screeners, {path.stem: path for path in examples})
-    translations = gr.I18n(**views.static_texts(desk.examples, minutes=KEPT_MINUTES, limit=MAX_PICTURES))
+    translations = gr.I18n(
+        **views.static_texts(desk.examples, minutes=KEPT_MINUTES, limit=MAX_PICTURES, slices=MAX_SLICES)
+    )
 
     def say(key: str) -> I18nData:
         return translations(views.PREFIX + key)

@@ -5,20 +5,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import texts
 import views
-from intake import Picture, UploadRefused, keep, pictures, slices
-from judge import DETECT, Judgement, defaults, judge, judge_many, points
+from intake import MAX_SLICES, Picture, UploadRefused, keep, pictures, volumes
+from judge import BATCH, DETECT, Judgement, chosen, defaults, judge, judge_many, points
 from listeners import gone
 from page import spoken
 from PIL import Image
 
 from hub_model import Frame, Refused, Screener
 from hub_model.heatmap import overlay
+from hub_model.screener import WORKERS
+from hub_model.series import SeriesFinding, concluded, judged, refused
+from hub_model.volumes import Unusable, Volume
 
 Uploaded = list[dict[str, Any]] | dict[str, Any] | None
 """What an upload field sends: Gradio's FileData, one or several."""
@@ -119,20 +123,58 @@ class Desk:
         self, files: Uploaded, folder: Uploaded, point: str, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
         """Screen the slices of a series: how far it is, and the slices so far."""
-        language, seen = spoken(request.request.scope), []
+        language = spoken(request.request.scope)
+        told, ready, before, done, total = "", "", 0, 0, 0
         with self._under_way("series", request) as run:
             try:
-                todo = slices([*paths(files), *paths(folder)])
-                judged = self._judged(todo, self._series_kind, point, run, heat_map=True)
+                todo = pictures([*paths(files), *paths(folder)], MAX_SLICES)
+                yield views.progress(0, len(todo), language), ""  # their headers are read first
+                for number, volume in enumerate(volumes(todo), start=1):
+                    total += len(volume) if isinstance(volume, Volume) else 0
+                    for count, told in self._shown(number, volume, point, run, language):
+                        done = before + count
+                        keep(todo)
+                        yield views.progress(done, total, language), ready + told
+                    before, ready = done, ready + told
+                    if run.over:
+                        break
             except Refused as refusal:
-                yield views.refusal(refusal, language), ""
+                yield views.refusal(refusal, language), ready
                 return
-            for number, (_, judgement) in enumerate(judged, start=1):
-                seen.append(views.Slice.of(number, judgement, language))
-                if run.due(2 * REDRAWN):
-                    keep(todo)
-                    yield views.progress(len(seen), len(todo), language), views.series(seen, language)
-        yield views.ended(len(seen), len(todo), language), views.series(seen, language)
+        yield views.ended(done, total, language), ready
+
+    def _shown(
+        self, number: int, volume: Volume | Unusable, point: str, run: Run, language: str
+    ) -> Iterator[tuple[int, str]]:
+        """How many slices are judged and the series so far, now and then; in the end the whole answer."""
+        screener, seen, found = self._reader(point), [], []
+        if isinstance(volume, Unusable):
+            answer = refused(screener, volume.name, volume.reason, point)
+            yield 0, views.whole(number, answer, seen, language)
+            return
+        for one in judged(screener, volume, point, True, BATCH, WORKERS):
+            seen.append(views.Slice.of(one.number, Judgement(one.finding, screener), language, len(volume)))
+            found.append(replace(one, finding=replace(one.finding, image=None, heat_map=None)))
+            if run.over:
+                break
+            if len(seen) < len(volume) and run.due(2 * REDRAWN):
+                yield len(seen), views.series(seen, language)
+        if len(seen) == len(volume):
+            answer = concluded(screener, volume, found, point)
+            yield len(seen), views.whole(number, answer, seen, language)
+        else:
+            yield len(seen), views.series(seen, language)
+
+    def _whole(self, screener: Screener, volume: Volume | Unusable, point: str, run: Run) -> SeriesFinding:
+        """The answer for a series, as far as anybody waits for it."""
+        if isinstance(volume, Unusable):
+            return refused(screener, volume.name, volume.reason, point)
+        found = []
+        for one in judged(screener, volume, point, False, BATCH, WORKERS):
+            found.append(one)
+            if run.over:
+                break
+        return concluded(screener, volume, found, point)
 
     def stop(self, name: str, request: gr.Request) -> None:
         """End the run of this name in this browser tab after the picture it is at."""
@@ -151,9 +193,15 @@ class Desk:
             if self._runs.get(key) is run:
                 del self._runs[key]
 
-    @property
-    def _series_kind(self) -> str:
-        return "ct" if "ct" in self.screeners else next(iter(self.screeners))
+    def _reader(self, point: str) -> Screener:
+        """The model for series.
+
+        Raises:
+            UnknownWord: an operating point that it does not have.
+        """
+        kind = "ct" if "ct" in self.screeners else next(iter(self.screeners))
+        chosen(self.screeners, kind, point)
+        return self.screeners[kind]
 
     def _judged(
         self, todo: list[Picture], kind: str, point: str, run: Run, *, heat_map: bool = False
@@ -243,26 +291,34 @@ class Desk:
             ]
 
     def series(self, files: Uploaded, operating_point: str, request: gr.Request) -> dict[str, Any]:
-        """Judge every slice of a CT series. The counts are no validated test of the patient.
+        """Judge CT series: every slice that shows a lung, and the series as a whole where that was measured.
 
         Args:
-            files: a DICOM file with many frames, the slices of one series, or a zip or tar of them; 500 at most.
+            files: volumes (NIfTI, NRRD, MetaImage, DICOM with many frames), slices, or a zip or tar of them; 1,000
+                slices at most.
             operating_point: "sensitivity", "balanced" or "specificity".
 
         Returns:
-            judged, positive (numbers of slices), slices (records as /screen gives them, with "file" and
-            "slice" from 1, the most suspicious first).
+            judged, positive (numbers of slices); series (each with decision, probability or null, rule, measured,
+            reasons, notes, slices, judged, positive, without_lung); slices (records as /screen gives them, with
+            "series" and "slice" from 1 and "position" in mm, the most suspicious first).
         """
         with _said():
-            judged = self._judged(slices(paths(files)), self._series_kind, operating_point, Run(request))
-            records = [
-                {"slice": number, "file": picture.name, **views.record(judgement)}
-                for number, (picture, judgement) in enumerate(judged, start=1)
-            ]
+            screener, run, found = self._reader(operating_point), Run(request), []
+            for volume in volumes(pictures(paths(files), MAX_SLICES)):
+                if run.over:
+                    break
+                found.append(self._whole(screener, volume, operating_point, run))
+        records = [
+            {"series": number, "slice": one.number, "position": one.position,
+             **views.record(Judgement(one.finding, screener))}
+            for number, whole in enumerate(found, start=1) for one in whole.slices
+        ]  # fmt: skip
         judged = [record for record in records if record["probability"] is not None]
         return {
             "judged": len(judged),
             "positive": sum(record["decision"] == "positive" for record in judged),
+            "series": [views.series_record(whole) for whole in found],
             "slices": sorted(records, key=lambda record: -(record["probability"] or 0)),
         }
 

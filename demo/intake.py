@@ -1,4 +1,4 @@
-"""From what a user uploads to the pictures in it: files, archives, frames of a DICOM, slices in order.
+"""From what a user uploads to the pictures in it: files, archives, series of slices in order.
 
 Nothing is unpacked to disk, an archive is opened once, and one picture is read at a time.
 """
@@ -12,11 +12,14 @@ from pathlib import Path
 from hub_model.archives import Archive, ArchiveRefused, Limits, Member, is_archive, open_archive
 from hub_model.folders import is_rubbish, natural
 from hub_model.grey import ImageRefused
-from hub_model.images import frame_count, slice_place
+from hub_model.listing import Item
 from hub_model.refused import Refused
+from hub_model.volumes import Unusable, Volume, read_volumes
 
 MAX_PICTURES = 500
-"""In one batch or series; a longer list keeps others waiting too long."""
+"""In one batch; a longer list keeps others waiting too long."""
+MAX_SLICES = 1000
+"""In the series of one upload."""
 MAX_ENTRIES = 4000
 """In all archives of one upload, with the folders and the files that systems add."""
 MAX_UNPACKED = 1000
@@ -70,7 +73,7 @@ class Picture:
             raise ImageRefused(f"{self.name}: {reason}", reason.code, **reason.values) from None
 
 
-def pictures(paths: Iterable[Path]) -> list[Picture]:
+def pictures(paths: Iterable[Path], limit: int = MAX_PICTURES) -> list[Picture]:
     """Every picture in the uploaded files, archives opened (one in another is not), in the order of their names.
 
     Raises:
@@ -82,22 +85,25 @@ def pictures(paths: Iterable[Path]) -> list[Picture]:
             found += room.listed(path)
         elif not is_rubbish(path.name):
             found.append(Picture(path.name, path))
-        _limit(len(found))
+        _limit(len(found), limit)
     if not found:
         raise UploadRefused("nothing_chosen")
     return sorted(found, key=lambda picture: natural(picture.name))
 
 
-def slices(paths: Iterable[Path]) -> list[Picture]:
-    """As `pictures`, but slices that say where they lie come in that order, from the head down, and a file
-    with several frames gives one picture a frame.
+def volumes(todo: list[Picture]) -> Iterator[Volume | Unusable]:
+    """The CT series among pictures, each opened as it comes: volume files, DICOM slices wherever they lie, frames.
+
+    Raises:
+        UploadRefused: more slices than one answer may take.
     """
-    looked = [(picture, *_look(picture)) for picture in pictures(paths)]
-    looked.sort(key=lambda one: (one[2] is None, one[2] or ()))  # the others keep the order of their names
-    _limit(
-        sum(count for _, count, _ in looked)
-    )  # before a list is made: a file may claim two thousand million
-    return [frame for picture, count, _ in looked for frame in _frames(picture, count)]
+    left = MAX_SLICES
+    for one in read_volumes([Item(picture.name, picture.source, n) for n, picture in enumerate(todo)]):
+        if isinstance(one, Volume):
+            if len(one) > left:
+                raise UploadRefused("too_many", n=MAX_SLICES - left + len(one), limit=MAX_SLICES)
+            left -= len(one)
+        yield one
 
 
 def keep(used: Iterable[Picture]) -> None:
@@ -130,23 +136,6 @@ class _Room:
         return [Picture(member.name, path, archive, member) for member in archive.members]
 
 
-def _limit(count: int) -> None:
-    if count > MAX_PICTURES:
-        raise UploadRefused("too_many", n=count, limit=MAX_PICTURES)
-
-
-def _look(picture: Picture) -> tuple[int, tuple | None]:
-    """Number of frames, and the place in its series where the file says it."""
-    try:
-        source = picture.source()
-        return frame_count(source), slice_place(source)
-    except ImageRefused:
-        return 1, None  # screening it will say why
-
-
-def _frames(picture: Picture, count: int) -> Iterator[Picture]:
-    if count == 1:
-        yield picture
-        return
-    for frame in range(count):
-        yield Picture(picture.name, picture.path, picture.archive, picture.member, frame)
+def _limit(count: int, limit: int) -> None:
+    if count > limit:
+        raise UploadRefused("too_many", n=count, limit=limit)

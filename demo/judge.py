@@ -79,10 +79,10 @@ def judge_many(
     Raises:
         UnknownWord: a kind or an operating point that there is not.
     """
-    chosen = _chosen(screeners, kind, operating_point)
-    asked = AutoScreener(chosen.values()) if len(chosen) > 1 else next(iter(chosen.values()))
+    models = chosen(screeners, kind, operating_point)
+    asked = AutoScreener(models.values()) if len(models) > 1 else next(iter(models.values()))
     return (
-        Judgement(finding, None if _nobodys(finding, asked) else chosen[finding.modality])
+        Judgement(finding, None if _nobodys(finding, asked) else models[finding.modality])
         for finding in asked.screen_many(sources, operating_point, heat_map, batch_size=BATCH)
     )
 
@@ -92,8 +92,12 @@ def defaults(screeners: Mapping[str, Screener]) -> dict[str, Screener]:
     return {name: screener for name, screener in screeners.items() if name == screener.modality}
 
 
-def _chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> dict[str, Screener]:
-    """The models to ask, by modality."""
+def chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> dict[str, Screener]:
+    """The models to ask, by modality.
+
+    Raises:
+        UnknownWord: a kind or an operating point that there is not.
+    """
     kinds = [DETECT, *screeners]
     if kind not in kinds:
         raise UnknownWord(f"kind {_named(kind)} is not known. Accepted: {', '.join(kinds)}.")

@@ -23,11 +23,13 @@ from PIL import Image
 from hub_model import Refused, Screener, read_image
 from hub_model.heatmap import overlay
 from hub_model.hub_folder import EMBEDDED, EVALUATION, MODALITIES
+from hub_model.series import SeriesFinding
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
 THUMB = 96
 TILE = 224  # pixels of the longer side of a suspicious slice
 FIRST = 6  # suspicious slices shown large
+MANY = 120  # slices; in longer series each is shown as small as in a table
 SMALL_HEAT = 0.6  # strength of the heat map in small pictures, where it cannot be faded
 SMALL = 224  # pixels of the shorter side below which detail is missing
 LONG = 2.0  # ratio of the sides from which squeezing into a square matters
@@ -309,18 +311,63 @@ class Slice:
     tile: str | None
 
     @classmethod
-    def of(cls, number: int, judgement: Judgement, language: str) -> "Slice":
-        probability = judgement.finding.probability
+    def of(cls, number: int, judgement: Judgement, language: str, among: int) -> "Slice":
+        """One of `among` slices: the pictures of a long series are small, as all of them travel to the page."""
+        probability, side = judgement.finding.probability, TILE if among <= MANY else THUMB
         return cls(
-            number, judgement.decision, probability, reasons(judgement, language), thumb(judgement, TILE)
+            number, judgement.decision, probability, reasons(judgement, language), thumb(judgement, side)
         )
 
 
-def series(seen: Sequence[Slice], language: str) -> str:
-    """The most suspicious slices, all slices in order, and a count that claims nothing more."""
+def series(seen: Sequence[Slice], language: str, **whole: Any) -> str:
+    """The most suspicious slices and all slices in order; with the whole answer, where there is one."""
     judged = sorted((one for one in seen if one.probability is not None), key=lambda one: -one.probability)
     positive = sum(one.decision == "positive" for one in judged)
-    return render("series.html", language, seen=seen, judged=judged, positive=positive, first=judged[:FIRST])
+    told = {"number": None, "found": None, "notes": [], "why": [], "figures": "", "picture": None, **whole}
+    return render(
+        "series.html", language, seen=seen, judged=judged, positive=positive, first=judged[:FIRST], **told
+    )
+
+
+def whole(number: int, found: SeriesFinding, seen: Sequence[Slice], language: str) -> str:
+    """A series with its answer, what its files say of themselves, and the picture along the body."""
+    picture = None
+    if found.judged:
+        stream = io.BytesIO()
+        found.picture().save(stream, "JPEG", quality=85)
+        picture = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return series(
+        seen,
+        language,
+        number=number,
+        found=found,
+        notes=[said(note, language) for note in found.notes],
+        why=[said(reason, language) for reason in found.reasons],
+        figures=series_figures(found, language),
+        picture=picture,
+    )
+
+
+def series_figures(found: SeriesFinding, language: str) -> str:
+    """How often the rule for a series is right on patients; empty where it gave no answer."""
+    if found.probability is None or not found.measured:
+        return ""
+    sensitivity, specificity = found.measured["sensitivity"], found.measured["specificity"]
+    return texts.teller(language)(
+        "series_measured",
+        found=math.floor(round(sensitivity["value"] * 100, 6)),
+        flagged=math.ceil(round((1 - specificity["value"]) * 100, 6)),
+        n=sensitivity["n"] + specificity["n"],
+    )
+
+
+def series_record(found: SeriesFinding) -> dict[str, Any]:
+    """A series for programs; reasons in the words of the page."""
+    return {
+        **found.to_dict(),
+        "reasons": [said(reason, "en") for reason in found.reasons],
+        "notes": [said(note, "en") for note in found.notes],
+    }
 
 
 def evaluation(screener: Screener) -> dict[str, Any] | None:

@@ -93,8 +93,7 @@ def score(
     """
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
     tally = Tally()
-    settings = settings_of(screener, operating_point, heat_maps is not None)
-    settings["per slice"] = per_slice
+    settings = settings_of(screener, operating_point, heat_maps is not None, per_slice)
     reader = next((one for one in getattr(screener, "screeners", (screener,)) if one.modality == "ct"), None)
     if heat_maps is not None:
         check_apart(paths, heat_maps, "--heat-maps")
@@ -163,16 +162,17 @@ def nothing_found(paths: Sequence[str | os.PathLike]) -> NoPictures:
 
 
 def settings_of(
-    screener: Screener | AutoScreener, operating_point: str | None, heat_maps: bool
+    screener: Screener | AutoScreener, operating_point: str | None, heat_maps: bool, per_slice: bool = False
 ) -> dict[str, Any]:
     """What the rows of a run depend on."""
     models = getattr(screener, "screeners", (screener,))
-    keys = ("weights_sha256", "guard_sha256", "view")
+    keys = ("weights_sha256", "guard_sha256", "view", "series")
     return {
         "models": {one.modality: {key: one.screening.get(key) for key in keys} for one in models},
         "operating points": {one.modality: one.operating_points for one in models},
         "operating point": operating_point,
         "heat maps": heat_maps,
+        "per slice": per_slice,
     }
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from ..archives import Archive, ArchiveRefused, Limits, Member, open_archive
 from ..folders import shown, walk
+from ..grey import ImageRefused
 from ..refused import Refused
+from ..volumes import Volume, read_volume
 
 FILE_LIMIT = 2**30
 """Bytes that one file of a collection may have."""
@@ -26,6 +28,7 @@ DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 PICTURE_SUFFIXES = DICOM_SUFFIXES | {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
 }
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
 DICOM_IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 POINTERS = {
@@ -74,7 +77,15 @@ class Cell:
     root: Path | None = None
 
 
-Ref = Path | Packed | Cell | bytes | None
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A slice of a volume, its number counted from the head down, from 0."""
+
+    volume: Path | Packed
+    number: int
+
+
+Ref = Path | Packed | Cell | Slice | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +215,39 @@ def read_bytes(ref: Ref) -> bytes:
             if value is None or not (value["bytes"] or value["path"]):
                 raise OSError("the data set holds no picture here")
             return value["bytes"] or read_bytes(_inside(ref.root, value["path"]))
+        case Slice():
+            target = io.BytesIO()
+            try:
+                open_volume(ref.volume).slices[ref.number].save(target, "PNG", compress_level=4)
+            except ImageRefused as error:
+                raise OSError(str(error.reason)) from error
+            return target.getvalue()
     raise FileNotFoundError("the table lists it, but there is no such file")
 
 
+def open_volume(ref: Path | Packed) -> Volume:
+    """Open the volume in one file; that which was opened last is kept open, as its slices come one after the other.
+
+    Raises:
+        ImageRefused: it is none, or cannot be used.
+        OSError: as `read_bytes`.
+    """
+    return _volume(ref, _stamp(ref) if isinstance(ref, Path) else ref.member.stamp)
+
+
+@lru_cache(maxsize=1)
+def _volume(ref: Path | Packed, _changed: str) -> Volume:
+    return read_volume(ref if isinstance(ref, Path) else read_bytes(ref))
+
+
+def is_volume(file: File) -> bool:
+    """Whether a file is a volume by its name."""
+    return file.name.lower().endswith(VOLUME_SUFFIXES)
+
+
 def is_picture(file: File) -> bool:
-    """Say whether a file is a picture: by its name, or by its first bytes where the name says nothing."""
-    if file.suffix in PICTURE_SUFFIXES:
+    """Say whether a file is a picture: by its name, or by its first bytes where that says nothing. Volumes count."""
+    if file.suffix in PICTURE_SUFFIXES or is_volume(file):
         return True
     head = _head(file.ref)
     webp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP")

@@ -21,7 +21,8 @@ PLAIN_INFO = frozenset(
 """What a JPEG or PNG may say besides its pixels and still be kept byte for byte: nothing about a patient."""
 
 LOCALIZER = "a localizer (scout) image"
-LEFT_OUT = frozenset({MASK, LATERAL, OTHER_PLANE, LOCALIZER})
+LUNGLESS = "a slice without lung"
+LEFT_OUT = frozenset({MASK, LATERAL, OTHER_PLANE, LOCALIZER, LUNGLESS})
 """Reasons for which a picture that can be read is not learnt from."""
 
 FLAT_LEVELS, FLAT_WIDTH, FLAT_SHARE = 4, 6, 0.98

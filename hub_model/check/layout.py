@@ -159,10 +159,10 @@ def left_out(files: Sequence[File]) -> dict[str, str]:
     for folders in {file.folders for file in files}:
         for depth, name in enumerate(folders):
             parents[folders[:depth]].add(exact(name))
-    stems = {(file.folders, PurePosixPath(file.name).stem.casefold()) for file in files}
+    stems = {(file.folders, _stem(file.name)) for file in files}
     found = {}
     for file in files:
-        stem = PurePosixPath(file.name).stem.casefold()
+        stem = _stem(file.name)
         twin = MASK_STEM_OF_A_TWIN.fullmatch(stem)
         named = MASK_STEM.fullmatch(stem) or stem.startswith(("mask_", "mask-"))
         if named or _in_mask_folder(file, parents) or (twin and (file.folders, twin["of"]) in stems):
@@ -170,6 +170,11 @@ def left_out(files: Sequence[File]) -> dict[str, str]:
         elif any(LATERAL_NAME.search(name.casefold()) for name in (*file.folders, stem)):
             found[file.path] = LATERAL
     return found
+
+
+def _stem(name: str) -> str:
+    """A file's name without its ending, that of 'scan.nii.gz' among them."""
+    return PurePosixPath(re.sub(r"\.gz$", "", name.casefold())).stem
 
 
 def _in_mask_folder(file: File, parents: dict[tuple[str, ...], set[str]]) -> bool:

@@ -33,6 +33,7 @@ from PIL import Image
 from hub_model import Finding, FolderRefused, Screener, hub_folder
 from hub_model.grey import ImageRefused
 from hub_model.refused import Reason
+from hub_model.volumes import Unusable, Volume
 from tests.bad_files import make_bad_files, png, write_dicom
 from tests.hub_standin import running
 from tests.made_run import make_run, pictures
@@ -259,6 +260,9 @@ class TestEndpoints:
         assert probabilities[:-1] == sorted(probabilities[:-1], reverse=True)
         assert found["judged"] == 5
         assert found["positive"] == sum(one["decision"] == "positive" for one in found["slices"])
+        (whole,) = found["series"]
+        assert whole["decision"] == "unmeasured" and whole["codes"] == ["no_series_rule"]
+        assert whole["slices"] == 6 and whole["without_lung"] == 1 and whole["probability"] is None
 
     def test_model_gives_what_the_files_hold(self, client, screeners):
         found = client.predict("ct", api_name="/model")
@@ -556,8 +560,12 @@ class TestIntake:
     def test_slices_come_in_natural_order(self, tmp_path):
         for name in ("IM10", "IM9", "IM1"):
             next(pictures(1)).save(tmp_path / name, "PNG")
-        found = intake.slices([tmp_path / "IM10", tmp_path / "IM9", tmp_path / "IM1"])
-        assert [one.name for one in found] == ["IM1", "IM9", "IM10"]
+        (volume,) = self.volumes([tmp_path / "IM10", tmp_path / "IM9", tmp_path / "IM1"])
+        assert volume.files == ("IM1", "IM9", "IM10") and len(volume) == 3
+
+    @staticmethod
+    def volumes(found: list[Path]) -> list:
+        return list(intake.volumes(intake.pictures(found)))
 
     def test_a_zip_bomb_is_refused_before_it_is_unpacked(self, tmp_path, monkeypatch):
         monkeypatch.setattr(intake, "MAX_UNPACKED", 1)
@@ -592,44 +600,17 @@ class TestIntake:
     def slice(path: Path, **tags: Any) -> Path:
         return write_dicom(path, np.asarray(next(pictures(1))), Modality="CT", **tags)
 
-    def test_dicom_slices_come_from_the_head_down_whatever_their_names(self, tmp_path):
-        series = {"SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
-        found = [
-            self.slice(tmp_path / name, ImagePositionPatient=[-200, -180, z], InstanceNumber=number, **series)
-            for name, z, number in (("a", -50.5, 1), ("b", 10, 2), ("c", 120, 3))
-        ]
-        assert [one.name for one in intake.slices(found)] == ["c", "b", "a"]
-
-    def test_tilted_slices_are_ordered_along_their_normal(self, tmp_path):
-        plane = {"SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}  # coronal
-        found = [
-            self.slice(tmp_path / name, ImagePositionPatient=[0, y, 90], **plane)
-            for name, y in (("a", 5.0), ("b", -60.0), ("c", 33.0))
-        ]
-        assert [one.name for one in intake.slices(found)] in (["b", "a", "c"], ["c", "a", "b"])
-
-    def test_without_positions_the_instance_number_orders(self, tmp_path):
-        found = [
-            self.slice(tmp_path / name, SeriesInstanceUID="1.2.3", InstanceNumber=number)
-            for name, number in (("a", 12), ("b", 7), ("c", 100))
-        ]
-        assert [one.name for one in intake.slices(found)] == ["b", "a", "c"]
-
-    def test_two_series_are_not_shuffled_into_one(self, tmp_path):
-        found = [
-            self.slice(tmp_path / f"{uid[-1]}{z}", SeriesInstanceUID=uid, ImagePositionPatient=[0, 0, z])
-            for z in (1, 2)
-            for uid in ("1.2.3", "1.2.4")
-        ]
-        assert [one.name for one in intake.slices(found)] == ["32", "31", "42", "41"]
-
-    def test_order_holds_inside_a_zip_and_a_broken_slice_stays(self, tmp_path):
-        made = {
-            name: self.slice(tmp_path / name, SeriesInstanceUID="1.2", InstanceNumber=number).read_bytes()
-            for name, number in (("a", 2), ("b", 1))
-        }
-        packed = zipped(tmp_path / "s.zip", {**made, "0": b"DICM" * 40, "DICOMDIR": b"x", ".DS_Store": b"x"})
-        assert [one.name for one in intake.slices([packed])] == ["b", "a", "0"]
+    def test_two_series_stay_apart_and_a_broken_slice_is_told(self, tmp_path):
+        for number, uid in enumerate(("1.2.3", "1.2.4", "1.2.3")):
+            self.slice(
+                tmp_path / f"{number}", SeriesInstanceUID=uid, ImagePositionPatient=[0, 0, 5.0 * number]
+            )
+        made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        packed = zipped(tmp_path / "s.zip", {**made, "x": b"DICM" * 40, "DICOMDIR": b"x", ".DS_Store": b"x"})
+        found = self.volumes([packed])
+        assert sorted(len(one) for one in found if isinstance(one, Volume)) == [1, 2]
+        (broken,) = (one for one in found if isinstance(one, Unusable))
+        assert broken.name == "x" and broken.reason.code
 
     def test_files_that_systems_leave_in_a_folder_are_passed_over(self, tmp_path):
         for name in ("DICOMDIR", ".DS_Store", "Thumbs.db", "a.png"):
@@ -645,7 +626,7 @@ class TestIntake:
             entry = zipfile.ZipInfo("x")
             entry.filename = name
             archive.writestr(entry, b"no picture")
-        assert "fine.png" in [one.name for one in intake.slices([path])]
+        assert any("fine.png" in one.files for one in self.volumes([path]))
 
     def test_a_page_full_of_odd_names_is_judged(self, screeners, tmp_path):
         picture, odd = (
@@ -667,11 +648,15 @@ class TestIntake:
         raw = bytearray(path.read_bytes())
         raw[start.header_offset + 60 : start.header_offset + 400] = b"\xff" * 340
         path.write_bytes(raw)
-        for todo in (intake.pictures([path]), intake.slices([path])):
-            first, second = (
-                one for _, one in Desk(screeners, {})._judged(todo, "xray", "balanced", Run(NOBODY))
+        first, second = (
+            one
+            for _, one in Desk(screeners, {})._judged(
+                intake.pictures([path]), "xray", "balanced", Run(NOBODY)
             )
-            assert first.finding.codes == ("member_damaged",) and second.decision != "refused"
+        )
+        assert first.finding.codes == ("member_damaged",) and second.decision != "refused"
+        broken, volume = self.volumes([path])
+        assert broken.reason.code == "member_damaged" and volume.files == ("ok.png",)
 
     def test_a_method_that_is_not_read_is_named_and_not_called_a_password(self, tmp_path):
         path = zipped(tmp_path / "a.zip", {"x.png": b"12345"})
@@ -696,12 +681,15 @@ class TestIntake:
             intake.pictures([many])
         assert refused.value.key == "too_many_entries"
 
-    def test_frames_are_counted_before_a_list_of_them_is_made(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(intake, "frame_count", lambda source: 2**31 - 1)
-        next(pictures(1)).save(tmp_path / "a.png")
+    def test_series_of_more_slices_than_are_taken_are_refused_before_they_are_judged(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(intake, "MAX_SLICES", 2)
+        for number in range(3):
+            next(pictures(1)).save(tmp_path / f"{number}.png")
         with pytest.raises(intake.UploadRefused) as refused:
-            intake.slices([tmp_path / "a.png"])
-        assert refused.value.key == "too_many"
+            self.volumes(sorted(tmp_path.iterdir()))
+        assert refused.value.key == "too_many" and refused.value.values == {"n": 3, "limit": 2}
 
     def test_five_hundred_pictures_are_taken_and_one_more_is_not(self, tmp_path):
         paths = [tmp_path / f"{number}.png" for number in range(501)]

@@ -22,7 +22,7 @@ import joblib
 import typer
 from rich.console import Console
 
-from hub_model.check.files import ZIP_LIMIT, DataRefused, explain_write_errors
+from hub_model.check.files import ZIP_LIMIT, DataRefused, Slice, explain_write_errors
 from hub_model.check.headers import LEFT_OUT
 from hub_model.check.labels import Row
 from hub_model.check.sources import open_sources
@@ -34,6 +34,7 @@ from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
 from .manifest import Entry, hide_names, write_manifest
 from .prepared import HASHED, KEPT, MANIFEST_FILE, SPLIT_FILE, write_card, write_pictures, write_split
 from .reading import column_of, entries_of, input_hash, read_all
+from .slices import EVERY, unfolded
 from .split import LEAKING, RATIOS, SPLITS, assign_splits, check_split, prove_no_leak
 
 SMALL = 256
@@ -71,8 +72,12 @@ def prepare(
     keep_names: Annotated[
         bool, typer.Option("--keep-names", help="write the names of files, which may name patients")
     ] = False,
+    every: Annotated[int, typer.Option(min=1, help="of a CT volume, learn from each n-th slice")] = EVERY,
 ) -> Path:
     """Write one trustworthy data set from one or several collections; a killed run resumes when called again.
+
+    Of CT volumes (NIfTI, NRRD, MetaImage, DICOM files with many frames) each n-th slice that shows a lung is taken; the
+    slices of a volume or patient are one family.
 
     Pictures are stored as 8-bit grey: the file itself where it is that and says nothing else, else a PNG. Files are
     called by a hash of their contents in all that is written, unless `keep_names`. Work in progress lies beside the
@@ -95,7 +100,7 @@ def prepare(
         "long_side": long_side,
     }
     _check(settings, allow_leak)
-    rows = _ordered(open_sources(sources, modality, labels, zip_limit))
+    rows = _ordered(unfolded(open_sources(sources, modality, labels, zip_limit), every))
     _check_classes([row for row in rows if row.skipped is None])
     settings["inputs"] = input_hash(rows, settings if keep_names else {**settings, "names": HASHED})
     settings["names"] = KEPT if keep_names else HASHED
@@ -188,7 +193,13 @@ def _ordered(rows: list[Row]) -> list[Row]:
             f"{twice[0]}: met twice ({len(twice)} such files). Give each source a name: first=path"
             " second=path."
         )
-    return sorted(rows, key=lambda row: hashlib.sha256(f"{row.source}\0{row.path}".encode()).digest())
+    return sorted(rows, key=_mixed)
+
+
+def _mixed(row: Row) -> tuple[bytes, str]:
+    """Sort key by a hash; the slices of a volume stay together, as it is opened once for all of them."""
+    name = row.path.rpartition("#")[0] if isinstance(row.ref, Slice) else row.path
+    return hashlib.sha256(f"{row.source}\0{name}".encode()).digest(), row.path
 
 
 def _check_classes(pictures: Sequence[Row] | Sequence[Entry]) -> None:

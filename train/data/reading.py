@@ -12,8 +12,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hub_model.check.files import Cell, pointer, read_bytes
-from hub_model.check.headers import is_flat, read_header
+from hub_model.check.files import Cell, Slice, pointer, read_bytes
+from hub_model.check.headers import LUNGLESS, is_flat, read_header
 from hub_model.check.labels import Row
 from hub_model.check.layout import MASK, mask_twins
 from hub_model.grey import ImageRefused
@@ -22,6 +22,7 @@ from hub_model.whole import whole_file
 
 from .families import describe
 from .manifest import Entry
+from .slices import shows_lung
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,6 +170,8 @@ def _record(row: Row, settings: Mapping) -> dict:
         if header.left_out:
             return record | {"refused": header.left_out}
         grey = read_image(content, modality=row.modality)
+        if isinstance(row.ref, Slice) and not shows_lung(grey):
+            return record | {"refused": LUNGLESS}
     except (ImageRefused, OSError) as error:
         return record | {"refused": _reason(error)}
     return record | {
