@@ -198,35 +198,6 @@ def _plane(tags: Dataset, index: int) -> Plane:
     )
 
 
-def read_place(stream: BinaryIO) -> tuple | None:
-    """Read the sort key of a slice: series by series, from the head down; without a position, by number.
-
-    A slice's place is its corner along the normal of its plane (PS3.3 C.7.6.2.1.1), so that oblique stacks are
-    in order too. The normal is taken towards the head whichever way rows and columns run; where it lies flat, as
-    in sagittal and coronal stacks, towards the patient's back or left.
-
-    Returns:
-        None where the file says nothing of it.
-
-    Raises:
-        ImageRefused: the file is damaged.
-    """
-    with decoding():
-        _syntax_and_size(stream)
-        stream.seek(0)
-        tags = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=PLACE_TAGS)
-        corner, axes = _numbers(tags, "ImagePositionPatient"), _numbers(tags, "ImageOrientationPatient")
-        series = str(tags.get("SeriesInstanceUID") or "")
-        number = [int(value) for value in _numbers(tags, "InstanceNumber")[:1]]
-        if len(corner) == 3:
-            axes = axes if len(axes) == 6 else (1, 0, 0, 0, 1, 0)
-            normal = np.cross(axes[:3], axes[3:])
-            upright = normal[2] if abs(normal[2]) > 0.1 else normal[np.abs(normal).argmax()]
-            place = float(normal @ np.array(corner)) * (-1 if upright > 0 else 1)
-            return series, 0, place, number[0] if number else 0
-        return (series, 1, 0.0, number[0]) if number else None
-
-
 def read_grey(
     stream: BinaryIO, frame: int | None = None, modalities: Sequence[str | None] = (None,)
 ) -> dict[str | None, np.ndarray | ImageRefused]:

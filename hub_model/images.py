@@ -109,18 +109,6 @@ def frame_count(source: Any) -> int:
         return dicom.read_header(found).frames if is_dicom(found) else len(_open_file(found)[1])
 
 
-def slice_place(source: Any) -> tuple | None:
-    """Sort key of a DICOM slice among those of its series, from the head down; None for what says no place.
-
-    Raises:
-        ImageRefused: no picture, or damaged.
-    """
-    with opened(source) as found:
-        if isinstance(found, (np.ndarray, Image.Image)) or not is_dicom(found):
-            return None
-        return dicom.read_place(found)
-
-
 @contextmanager
 def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
     """Open the source as an array, a picture or a seekable stream; names it in every refusal.

@@ -17,7 +17,7 @@ from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
 from hub_model import dicom
 from hub_model.dicom import lung_window
 from hub_model.grey import ImageRefused
-from hub_model.images import read_image, slice_place
+from hub_model.images import read_image
 from tests.bad_files import write_dicom
 from tests.pictures import GREY, RAMP, encoded, stretched, values
 
@@ -652,32 +652,6 @@ def test_pixels_that_are_by_far_not_square(tmp_path):
                 tmp_path / "a.dcm", np.zeros((4000, 40), np.uint8), Modality="DX", PixelSpacing=[3, 1]
             )
         )
-
-
-AXES = {
-    "as usual": ([1, 0, 0, 0, 1, 0], 2),
-    "rows from the right": ([-1, 0, 0, 0, 1, 0], 2),
-    "columns from the back": ([1, 0, 0, 0, -1, 0], 2),
-    "both": ([-1, 0, 0, 0, -1, 0], 2),
-    "turned by 90 degrees": ([0, 1, 0, 1, 0, 0], 2),
-    "tilted": ([1, 0, 0, 0, 0.94, -0.34], 2),
-    "tilted and flipped": ([-1, 0, 0, 0, 0.94, -0.34], 2),
-    "coronal": ([1, 0, 0, 0, 0, -1], 1),
-    "sagittal": ([0, 1, 0, 0, 0, -1], 0),
-}
-
-
-@pytest.mark.parametrize("name", AXES)
-def test_slices_sort_from_the_head_down_however_they_lie(tmp_path, name):
-    """The head is at large z; flat-lying stacks are sorted from the back, or from the left, on."""
-    axes, along = AXES[name]
-    keys = []
-    for step in range(3):
-        corner = [-100.0, -90.0, 40.0]
-        corner[along] += 5 * step
-        tags = {"ImagePositionPatient": corner, "ImageOrientationPatient": axes, "InstanceNumber": 3 - step}
-        keys.append(slice_place(write_dicom(tmp_path / f"{step}.dcm", GREY, **tags)))
-    assert sorted(keys) == keys[::-1]
 
 
 # ---- nothing but the standard's words is repeated

@@ -209,6 +209,48 @@ def test_pictures_of_a_folder_go_by_their_names(tmp_path):
     assert volume.kind == "pictures" and np.array_equal(pictures(volume), SHOWN[:3])
 
 
+AXES = {
+    "as usual": ([1, 0, 0, 0, 1, 0], "LP"),
+    "rows from the right": ([-1, 0, 0, 0, 1, 0], "RP"),
+    "columns from the back": ([1, 0, 0, 0, -1, 0], "LA"),
+    "both": ([-1, 0, 0, 0, -1, 0], "RA"),
+    "turned by 90 degrees": ([0, 1, 0, 1, 0, 0], "PL"),
+    "tilted": ([1, 0, 0, 0, 0.94, -0.34], "LP"),
+    "tilted and flipped": ([-1, 0, 0, 0, 0.94, -0.34], "RP"),
+    "coronal": ([1, 0, 0, 0, 0, -1], "oblique"),
+    "sagittal": ([0, 1, 0, 0, 0, -1], "oblique"),
+    "nothing": ([0, 0, 0, 0, 0, 0], "no_orientation"),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_slices_come_from_the_head_down_and_upright_however_they_lie(tmp_path, name):
+    axes, expected = AXES[name]
+    for step in range(3):
+        tags = {"ImagePositionPatient": [-100, -90, 40 + 5 * step], "ImageOrientationPatient": axes}
+        saved(
+            ct_file(HU[step], InstanceNumber=3 - step, PixelSpacing=[1, 1], **tags), tmp_path / f"{step}.dcm"
+        )
+    if len(expected) > 2:
+        with pytest.raises(ImageRefused) as refused:
+            read_volume(tmp_path)
+        assert refused.value.reason.code == expected
+        return
+    volume = read_volume(tmp_path)
+    assert volume.files == tuple((tmp_path / f"{step}.dcm").as_posix() for step in range(3))
+    assert volume.orientation[:2] == expected and list(volume.positions) == sorted(volume.positions)[::-1]
+    stored = lung_window(HU[2])
+    turns = {
+        "LP": stored,
+        "RP": stored[:, ::-1],
+        "LA": stored[::-1],
+        "RA": stored[::-1, ::-1],
+        "PL": stored.T,
+    }
+    assert np.array_equal(np.asarray(volume.slices[0]), turns[expected])
+    assert ("tilted" in codes(volume)) == ("tilted" in name)
+
+
 # ---- bad input
 
 

@@ -14,6 +14,7 @@ from hub_model.check.files import DataRefused
 from hub_model.dicom import lung_window
 from hub_model.images import frame_count, read_image
 from hub_model.refused import Refused
+from hub_model.volumes import read_volume
 from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.data.dataset import load_data
@@ -195,6 +196,16 @@ def test_multi_frame_series_runs_from_the_belly_to_the_apices(dicoms):
     middle = [picture[40:-40, 40:-40] for picture in shown]
     dark = [np.mean((part > 60) & (part < 110)) for part in middle]
     assert dark[1] > 0.3 and dark[0] < dark[1] and dark[2] < dark[1]
+
+
+def test_the_series_is_the_same_as_frames_as_slices_and_as_nifti(dicoms):
+    frames, slices, nifti = (read_volume(dicoms / f"series{kind}") for kind in ("", "_slices", "_nifti"))
+    assert (frames.kind, slices.kind, nifti.kind) == ("multi-frame DICOM", "DICOM series", "NIfTI")
+    assert frames.positions == pytest.approx(nifti.positions, abs=0.01)
+    for index in (0, 11, 23):
+        expected = np.asarray(frames.slices[index]).astype(int)
+        assert np.abs(np.asarray(slices.slices[index]) - expected).max() <= 1
+        assert np.abs(np.asarray(nifti.slices[index]) - expected).max() <= 1
 
 
 def test_a_finished_folder_is_left_alone_and_another_one_is_not_overwritten(folder, tmp_path):

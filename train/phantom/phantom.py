@@ -6,6 +6,7 @@ mark, because a network would read it. Nothing learnt or measured on phantoms sa
 """
 
 import csv
+import gzip
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ def phantom(
     modality: Annotated[str | None, typer.Option(help="xray or ct; by default both")] = None,
     size: Annotated[int, typer.Option(help="pixels of the shorter side")] = 320,
     dicom: Annotated[
-        bool, typer.Option(help="DICOM files instead of PNG, and one multi-frame CT series")
+        bool, typer.Option(help="DICOM files instead of PNG, and one CT series as three kinds of volume")
     ] = False,
 ) -> Path:
     """Write synthetic chest pictures in the documented layout, X-ray|CT / COVID|Non-COVID, and metadata.csv.
@@ -261,20 +262,36 @@ def _dicom(view: View, seed: int, number: int, place: int) -> bytes:
 
 
 def _write_series(folder: Path, seed: int) -> None:
-    """Write one patient with COVID-19, from below the domes to the apices, as one enhanced CT file."""
-    from pydicom import Dataset, uid
+    """Write one patient with COVID-19, from below the domes to the apices, as CT volumes of three kinds.
 
+    An enhanced CT file in ``series/``, one DICOM file a slice in ``series_slices/``, and NIfTI in ``series_nifti/``.
+    """
     thorax, _ = draw_patient(seed, COVID)
     scan = draw_scan(np.random.default_rng([seed, COVID, 3]))
     heights = np.linspace(min(thorax.domes) - 40, thorax.apex + 10, SERIES_SLICES)
-    frames = [
+    frames = np.stack([
         axial_slice(thorax, z, scan, np.random.default_rng([seed, COVID, 3, index]), SERIES_SIZE)
         for index, z in enumerate(heights)
-    ]
+    ])  # fmt: skip
+    spacing = round(field_of_view(thorax, scan, SERIES_SIZE)[2], 4)
+    for name in ("series", "series_slices", "series_nifti"):
+        (folder / name).mkdir()
+    many = _multi_frame(frames, heights, spacing, seed)
+    (folder / "series" / "phantom_ct_series.dcm").write_bytes(many)
+    for index, (pixels, z) in enumerate(zip(frames, heights, strict=True)):
+        content = _dicom(View(pixels, "axial", z, spacing), seed, COVID, 1000 + index)
+        (folder / "series_slices" / f"phantom_ct_slice_{index:02d}.dcm").write_bytes(content)
+    _write_nifti(folder / "series_nifti" / "phantom_ct_series.nii.gz", frames, heights, spacing)
+
+
+def _multi_frame(frames: np.ndarray, heights: np.ndarray, side: float, seed: int) -> bytes:
+    """Make an enhanced CT file of frames (n, height, width) in HU, each at its height and of pixels `side` mm wide."""
+    from pydicom import Dataset, uid
+
     file = _dicom_file(uid.EnhancedCTImageStorage, seed, COVID, place=999)
-    _put_pixels(file, np.stack(frames), None)
+    _put_pixels(file, frames, None)
     shared, spacing, value, window = Dataset(), Dataset(), Dataset(), Dataset()
-    spacing.PixelSpacing = [round(field_of_view(thorax, scan, SERIES_SIZE)[2], 4)] * 2
+    spacing.PixelSpacing = [side] * 2
     spacing.SliceThickness = round(heights[1] - heights[0], 3)
     _put_rescale(value)
     window.WindowCenter, window.WindowWidth = value.WindowCenter, value.WindowWidth
@@ -288,8 +305,21 @@ def _write_series(folder: Path, seed: int) -> None:
         position.ImagePositionPatient = [0, 0, round(z, 3)]
         group.PlanePositionSequence = [position]
         file.PerFrameFunctionalGroupsSequence.append(group)
-    (folder / "series").mkdir()
-    (folder / "series" / "phantom_ct_series.dcm").write_bytes(_saved(file))
+    return _saved(file)
+
+
+def _write_nifti(path: Path, frames: np.ndarray, heights: np.ndarray, side: float) -> None:
+    """Write slices (n, height, width) in HU as NIfTI, whose axes lead to the right, the front and the head."""
+    import nibabel
+
+    affine = np.diag([-side, -side, heights[1] - heights[0], 1])
+    affine[2, 3] = heights[0]
+    stored = np.rint(np.clip(frames, OUTSIDE, 3071)).astype(np.int16)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(stored.transpose(2, 1, 0)), affine)
+    image.header["descrip"] = MARK.encode()
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    path.write_bytes(gzip.compress(image.to_bytes(), mtime=0))  # the same seed gives the same bytes
 
 
 def _dicom_file(kind: str, seed: int, number: int, place: int) -> "Dataset":
