@@ -112,7 +112,30 @@ def verbs() -> str:
     ).replace("---:", "---")
 
 
+def patients() -> str:
+    """How the embedded CT model's rule for series did on patients; a sentence where nothing was measured."""
+    told = json.loads((CHECKPOINTS / "ct" / "evaluation.json").read_text("utf-8")).get("patients")
+    if not told:
+        return "Not measured yet for the embedded model: its series get no answer as a whole."
+    test, counts = told["test"], told["counts"]["test"]
+    rows = [
+        [name, f"{at['threshold']:.3f}", interval(at["sensitivity"]), interval(at["specificity"])]
+        for name, at in test["at"].items()
+    ]
+    compared = told["compared"]["train and validation"]
+    rules = ", ".join(f"{rule} {one['auroc']:.3f} ± {one['error']:.3f}" for rule, one in compared.items())
+    said = (
+        f"Rule: {told['rule']} of the slices' probabilities (AUROC over folds of patients: {rules}). Test split: "
+        f"{test['n']} patients of {', '.join(told['sources'])} ({test['positives']} with COVID-19), "
+        f"{counts['slices']} slices judged, median {counts['median_slices']:g} a patient, at most "
+        f"{counts['most_slices']}; {counts['unanswered']} further patients had no slice that could be judged. AUROC "
+        f"{interval(test['auroc'])}. The rule speaks of series of up to {told['most_slices']} judged slices."
+    )
+    return f"{said}\n\n{table(['operating point', 'threshold', 'sensitivity', 'specificity'], rows)}"
+
+
 MADE: dict[str, Callable[[], str]] = {
+    "patients": patients,
     "models": models,
     "example": example,
     "reference": reference.interface,
