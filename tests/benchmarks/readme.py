@@ -114,7 +114,7 @@ def verbs() -> str:
 
 def patients() -> str:
     """How the embedded CT model's rule for series did on patients; a sentence where nothing was measured."""
-    told = json.loads((CHECKPOINTS / "ct" / "evaluation.json").read_text("utf-8")).get("patients")
+    told = hub_folder.read_json(hub_folder.embedded()["ct"] / hub_folder.EVALUATION).get("patients")
     if not told:
         return "Not measured yet for the embedded model: its series get no answer as a whole."
     test, counts = told["test"], told["counts"]["test"]
@@ -125,7 +125,8 @@ def patients() -> str:
     compared = told["compared"]["train and validation"]
     rules = ", ".join(f"{rule} {one['auroc']:.3f} ± {one['error']:.3f}" for rule, one in compared.items())
     said = (
-        f"Rule: {told['rule']} of the slices' probabilities (AUROC over folds of patients: {rules}). Test split: "
+        f"Rule: {told['rule']} of the slices' probabilities (AUROC over folds of patients, most of whom the network learnt from, so "
+        f"that it ranks rules and no more: {rules}). Test split: "
         f"{test['n']} patients of {', '.join(told['sources'])} ({test['positives']} with COVID-19), "
         f"{counts['slices']} slices judged, median {counts['median_slices']:g} a patient, at most "
         f"{counts['most_slices']}; {counts['unanswered']} further patients had no slice that could be judged. AUROC "

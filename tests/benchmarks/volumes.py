@@ -27,13 +27,13 @@ STEPS = np.diag([0.7, 0.7, 1.0])
 
 
 def hounsfield(slices: int, side: int) -> np.ndarray:
-    """HU (slices, side, side), from the feet up."""
+    """HU (slices, side, width), from the feet up."""
     rng = np.random.default_rng(0)
     thorax, _ = draw_patient(0, 1)
     scan = draw_scan(rng)
     heights = np.linspace(*thorax.slice_range(), DRAWN)
     drawn = [axial_slice(thorax, z, scan, rng, side) for z in heights]
-    noise = rng.normal(0, 8, (side, side))
+    noise = rng.normal(0, 8, drawn[0].shape)
     return np.stack([
         np.clip(drawn[index * DRAWN // slices] + np.roll(noise, 7 * index, 0), -1024, 3000).round().astype(np.int16)
         for index in range(slices)
@@ -69,7 +69,7 @@ def main() -> None:
             )
     head = ["kind", "CPU seconds to open", "slices a CPU second", "peak memory, MB"]
     text = (
-        f"{chosen.slices} slices of {chosen.side} x {chosen.side}, by `python -m tests.benchmarks.volumes`; CPU time "
+        f"{chosen.slices} slices of {hu.shape[2]} x {hu.shape[1]} pixels, by `python -m tests.benchmarks.volumes`; CPU time "
         "of all threads, from file to answer, the model's loading left out:\n\n" + measured.table(head, rows)
     )
     measured.write("volumes", {"found": found, **measured.environment("numpy", "pydicom", "nibabel")}, text)
