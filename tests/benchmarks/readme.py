@@ -125,8 +125,8 @@ def patients() -> str:
     compared = told["compared"]["train and validation"]
     rules = ", ".join(f"{rule} {one['auroc']:.3f} ± {one['error']:.3f}" for rule, one in compared.items())
     said = (
-        f"Rule: {told['rule']} of the slices' probabilities (AUROC over folds of patients, most of whom the network learnt from, so "
-        f"that it ranks rules and no more: {rules}). Test split: "
+        f"Rule: {told['rule']} of the slices' probabilities (AUROC over folds of patients, from most of whom the "
+        f"network learnt, so that it ranks rules and no more: {rules}). Test split: "
         f"{test['n']} patients of {', '.join(told['sources'])} ({test['positives']} with COVID-19), "
         f"{counts['slices']} slices judged, median {counts['median_slices']:g} a patient, at most "
         f"{counts['most_slices']}; {counts['unanswered']} further patients had no slice that could be judged. AUROC "

@@ -69,8 +69,9 @@ def main() -> None:
             )
     head = ["kind", "CPU seconds to open", "slices a CPU second", "peak memory, MB"]
     text = (
-        f"{chosen.slices} slices of {hu.shape[2]} x {hu.shape[1]} pixels, by `python -m tests.benchmarks.volumes`; CPU time "
-        "of all threads, from file to answer, the model's loading left out:\n\n" + measured.table(head, rows)
+        f"{chosen.slices} slices of {hu.shape[2]} x {hu.shape[1]} pixels, by `python -m tests.benchmarks.volumes`; "
+        "CPU time of all threads, from file to answer, the model's loading left out:\n\n"
+        + measured.table(head, rows)
     )
     measured.write("volumes", {"found": found, **measured.environment("numpy", "pydicom", "nibabel")}, text)
 
