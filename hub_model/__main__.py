@@ -169,6 +169,7 @@ class WrongOptions(Refused):
 
 
 def main() -> None:
+    """Run the command line; print a refusal as one sentence."""
     try:
         app(prog_name="covid-xct")
     except (Refused, OSError) as error:

@@ -99,6 +99,8 @@ def read_json(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Each:
+    """Ask every element of a list by one rule."""
+
     rule: Any
 
 
@@ -111,6 +113,8 @@ def is_number(value: Any) -> bool:
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Rule:
+    """Make a rule for finite numbers between two bounds."""
+
     def rule(value: Any) -> str | None:
         right = is_number(value) and low <= value <= high
         return None if right else f"a finite number from {low:g} to {high:g}"
@@ -119,18 +123,23 @@ def number(low: float = -math.inf, high: float = math.inf) -> Rule:
 
 
 def one_of(*values: Any) -> Rule:
+    """Make a rule for one of some values."""
     return lambda value: None if value in values else f"one of {', '.join(map(repr, values))}"
 
 
 def text(value: Any) -> str | None:
+    """Ask for a text that is not empty."""
     return None if isinstance(value, str) and value else "a text"
 
 
 def an_object(value: Any) -> str | None:
+    """Ask for an object."""
     return None if isinstance(value, dict) else "an object"
 
 
 def three(low: float, high: float) -> Rule:
+    """Make a rule for three numbers between two bounds."""
+
     def rule(value: Any) -> str | None:
         right = (
             isinstance(value, list) and len(value) == 3 and all(number(low, high)(v) is None for v in value)
@@ -141,6 +150,7 @@ def three(low: float, high: float) -> Rule:
 
 
 def _size(value: Any) -> str | None:
+    """Ask for the size of a network's input."""
     low, high = SIDES
     right = isinstance(value, list) and len(value) == 3 and all(type(side) is int for side in value)
     right = right and value[0] == 3 and all(low <= side <= high for side in value[1:])

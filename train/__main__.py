@@ -79,6 +79,7 @@ def train() -> None:
 
 
 def main() -> None:
+    """Run a verb as the command line names it; print a refusal or failure as one sentence."""
     try:
         app(prog_name="python -m train")
     except (Refused, Failed, OSError) as error:

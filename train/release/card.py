@@ -185,8 +185,8 @@ def _names(screening: dict, repo_id: str) -> dict[str, Any]:
 
 
 def _mixed(evaluation: dict) -> list[dict[str, Any]]:
-    """Sources with both labels in the test split: within them, knowing the source is of no use. `chance` where
-    the interval of the AUROC reaches down to a coin's.
+    """List the sources with both labels in the test split: within them, knowing the source is of no use. `chance` says
+    that the interval of the AUROC reaches down to a coin's.
     """
     return [
         {"name": name, "auroc": found["auroc"], "chance": (found["auroc"]["low"] or 0) <= COIN}

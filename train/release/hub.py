@@ -49,6 +49,7 @@ def collected(folder: Path, allowed: Iterable[str], links: bool = False) -> dict
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Say whether a path matches one of some patterns, folder by folder."""
     return any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
 
 
@@ -72,6 +73,7 @@ def check_traces(files: dict[str, Content], *own: Path) -> None:
 
 
 def read(content: Content) -> bytes:
+    """Read the bytes of a file that is to be uploaded."""
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
@@ -207,9 +209,7 @@ class Target:
         return others
 
     def _commit(self, api: "HfApi", files: dict[str, Content], gone: list[str], title: str) -> str:
-        """One commit, tried again when the network fails; whether a lost answer meant success is looked
-        up.
-        """
+        """Make one commit, tried again when the network fails; whether a lost answer meant success is looked up."""
         problem: Exception | None = None
         head = self._call(
             lambda: api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind).sha
@@ -249,7 +249,7 @@ class Target:
         return api.create_commit(self.repo_id, operations, commit_message=title, **place).oid
 
     def _arrived(self, api: "HfApi", files: dict[str, Content]) -> str | None:
-        """The head of the branch if it holds exactly our files."""
+        """Find the head of the branch if it holds exactly the files that were sent."""
         info = api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind, files_metadata=True)
         there = {file.rfilename: file for file in info.siblings if file.rfilename not in HUB_OWN}
         same = there.keys() == files.keys() and all(
@@ -321,4 +321,5 @@ class Target:
 
 
 def git_hash(content: bytes) -> str:
+    """Hash content as git does (SHA-1 of a blob)."""
     return hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()

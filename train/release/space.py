@@ -269,8 +269,8 @@ def write_static(
         "The page computes in your browser: **the picture never leaves your device**, and nothing is "
         f"fetched from anywhere\nbut this folder. The first visit loads about {size:.0f} MB and keeps them; "
         "after that it works without a network.\nIt reads PNG, JPEG, WebP and BMP with 8 bits; DICOM, TIFF "
-        "and 16-bit pictures need the Python package. Resize,\nrefusals, threshold and guard are those of "
-        "the Python package.\n\nRuns on ONNX Runtime Web (MIT licence, Microsoft), copied into `runtime/`."
+        "and 16-bit pictures need the Python package. Resize,\nsearch for lungs, refusals, threshold and guard "
+        "are those of the Python package.\n\nRuns on ONNX Runtime Web (MIT licence, Microsoft), copied into `runtime/`."
     )
     files["README.md"] = _readme(repo_id, models, {"sdk": "static", "app_file": "index.html"}, text)
     return _write(out, files)
