@@ -1,8 +1,8 @@
 """Attempts of a search, one JSON object a line, into a table: what was tried, by which rule, and what each gave.
 
 `python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is one
-of the sets of columns (`choice_xray`, `choice_ct`). The rule is prose; a figure of the table is not typed into it but
-named, as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
+of the sets of columns (`choice_xray`, `choice_ct`, `tune_xray`). The rule is prose; a figure of the table is not typed
+into it but named, as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
 """
 
 import json
@@ -49,6 +49,19 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "flips, mean": number("flips_all", percent=True),
         "flips, worst": worst_flip,
         "false alarms tb-qatar": number("C_tb", "tb", percent=True),
+        "score": number("score"),
+    },
+    "tune_xray": {
+        "trial": lambda row: row["name"],
+        "penalty on what copies move": number("steady"),
+        "on what tells sources apart": number("source_penalty"),
+        "ridge": number("ridge"),
+        "cxnet unseen": number("unseen cxnet"),
+        "hannover unseen": number("unseen hannover"),
+        "ieee8023 unseen": number("unseen ieee8023"),
+        "inside ieee8023": number("inside ieee8023"),
+        "home": number("home"),
+        "flips": number("flips", percent=True),
         "score": number("score"),
     },
     "choice_ct": {

@@ -99,14 +99,14 @@ RECIPES = {
     "steady_probe": Recipe(batch=24, epochs=1, learning_rate=1e-6, freeze_stages=99, epsilon=1e-8, freeze_norms=99,
                            balance="source", copies=6, steady=3.0, source_penalty=10.0, input_size=160),
     # that head averaged over changed copies is the teacher of the network itself: it learns to answer every copy alike
-    # and is not free to learn which collection a picture came from
+    # and is not free to learn which collection a picture came from; penalties by `tune`, on films
     "steady": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
-                     warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
-                     source_penalty=10.0, consistent=True, input_size=160),
-    # the same for CT: larger pictures, more rounds of fewer; made for an --expert
-    "steady_ct": Recipe(batch=24, epochs=12, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
+                     warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=1.68,
+                     source_penalty=0.58, ridge=0.355, consistent=True, input_size=160),
+    # the same for CT: larger pictures; made for an --expert and --unlabelled slices
+    "steady_ct": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                         warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
-                        source_penalty=10.0, ridge=0.5, consistent=True, input_size=224),
+                        source_penalty=10.0, ridge=0.5, consistent=True, input_size=192),
     # one for the whole documented family, made for a --teacher: every look of a picture is to be answered as the
     # teacher answers the picture as it came
     "family": Recipe(batch=32, epochs=24, learning_rate=1e-3, epsilon=1e-8, schedule="cosine",
