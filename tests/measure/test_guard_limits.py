@@ -8,7 +8,8 @@ def test_the_limits_leave_room_for_a_source_that_nobody_has_seen():
     from train.measure.guard import further
 
     assert further([1.0, 1.3, 2.0]) == pytest.approx(2.7)
-    assert further([2.0, 2.0]) == 2.0
+    assert further([2.0, 2.0, 2.0]) == 2.0
+    assert further([1.0, 2.0]) == 2.0  # too few to go beyond what was seen
     rng = np.random.default_rng(0)
     ends = rng.uniform(0, 1, (4000, 6))
     missed = np.mean([one[-1] > further(one[:-1]) for one in ends])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import track
-from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from hub_model.check.files import read_bytes
@@ -102,9 +101,10 @@ class LeftOut:
                 unseen = self.fitted[tuple(sorted((*without, name), key=self.names.index))]
                 own = self.seen.own[self.seen.sources == name]
                 each.append(_quantiles(unseen.scores(own), UNSEEN_REFUSALS))
-            odds = further([logit(np.clip(row["foreign"], 1e-6, 1 - 1e-6)) for row in each])
-            found.append({name: further([row[name] for row in each]) for name in ("distance", "residual")})
-            found[-1]["foreign"] = float(expit(odds))
+            # the taught score is left at what was seen: beyond it, pictures to refuse would pass
+            highest = {name: max(row[name] for row in each) for name in each[0]}
+            beyond = {name: further([row[name] for row in each]) for name in ("distance", "residual")}
+            found.append({**highest, **beyond})
         highest = {score: max(row[score] for row in found) for score in found[0]}
         return {**highest, "foreign": min(LARGEST_OOD, max(0.5, highest["foreign"]))}
 
@@ -197,13 +197,14 @@ def further(limits: Sequence[float]) -> float:
     """How far the limit of one more source may lie out, given those of the sources that were left out in turn.
 
     The largest of n would be passed by one source in n + 1. Going beyond it by its distance from the next is the
-    estimate of where a distribution ends (Robson & Whitlock 1964, Biometrika 51:33-39).
+    estimate of where a distribution ends (Robson & Whitlock 1964, Biometrika 51:33-39). Of two sources, one left out
+    leaves a guard that knows the other alone: what that says is too rough to go beyond.
 
     Args:
-        limits: one a source, two at least.
+        limits: one a source.
     """
-    next_to, largest = sorted(limits)[-2:]
-    return largest + (largest - next_to)
+    *_, next_to, largest = [-np.inf, *sorted(limits)]
+    return largest if len(limits) < 3 else largest + (largest - next_to)
 
 
 def balanced(sources: Sequence[str], count: int, rng: np.random.Generator) -> np.ndarray:
