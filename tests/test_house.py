@@ -1,6 +1,6 @@
 """The house: which way the arrows point, what importing does, and that README and docs tell the truth.
 
-    python -m tests.test_house [--before COMMIT]
+    python -m tests.test_house [--before COMMIT] [--bare PYTHON]
 
 prints lines and files of every folder, the longest functions, arrows, circles, and the seconds of the help; with a
 commit, its figures beside them, and writes docs/measured/house.json and house.md.
@@ -296,18 +296,25 @@ def longest(root: Path, count: int = 5) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)[:count]
 
 
-def help_seconds(root: Path, tries: int = 3) -> float:
-    """The quickest of several `python -m train --help`."""
+def help_seconds(root: Path, python: str = sys.executable, tries: int = 3) -> float | None:
+    """Time the quickest of several `python -m train --help`; None where it fails, for want of a package."""
     took = []
     for _ in range(tries):
         before = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "train", "--help"], cwd=root, capture_output=True, check=True)
+        done = subprocess.run([python, "-m", "train", "--help"], cwd=root, capture_output=True, check=False)
+        if done.returncode:
+            return None
         took.append(time.perf_counter() - before)
     return round(min(took), 1)
 
 
-def house(root: Path) -> dict:
-    """Everything that `python -m tests.test_house` prints, of a checkout."""
+def house(root: Path, bare: str | None = None) -> dict:
+    """Measure everything that `python -m tests.test_house` prints, of a checkout.
+
+    Args:
+        root: of the checkout.
+        bare: a Python with nothing but what the package itself needs, to ask for the help as well.
+    """
     return {
         "folders": sizes(root),
         "longest": longest(root),
@@ -315,11 +322,16 @@ def house(root: Path) -> dict:
         "circles": circles(root),
         "readme_lines": len((root / "README.md").read_text("utf-8").splitlines()),
         "help_seconds": help_seconds(root),
+        **({"bare_help_seconds": help_seconds(root, bare)} if bare else {}),
     }
 
 
 def counted(folder: tuple[int, int] | None) -> str:
     return "{} files, {:,} lines".format(*folder) if folder else ""
+
+
+def spelt(seconds: float | None) -> str:
+    return "fails" if seconds is None else f"{seconds} s"
 
 
 def shown(houses: dict[str, dict]) -> str:
@@ -334,8 +346,10 @@ def shown(houses: dict[str, dict]) -> str:
             "<br>".join(", ".join(circle) for circle in one["circles"]) or "none"
         ),
         "lines of the README": lambda one: str(one["readme_lines"]),
-        "`python -m train --help`": lambda one: f"{one['help_seconds']} s",
+        "`python -m train --help`": lambda one: spelt(one["help_seconds"]),
     }
+    if any("bare_help_seconds" in one for one in told):
+        rest["the same, without any extra"] = lambda one: spelt(one.get("bare_help_seconds"))
     rows = [[what, *(say(one) for one in told)] for what, say in rest.items()]
     named = " ".join(f"--before {name}" for name in houses if name != "now")
     command = f"python -m tests.test_house {named}".strip()
@@ -346,14 +360,16 @@ def shown(houses: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show the house in figures.")
     parser.add_argument("--before", help="commit to compare with; writes docs/measured/house.*")
-    before = parser.parse_args().before
+    parser.add_argument("--bare", help="Python with the package's own needs alone: asks it for the help, too")
+    chosen = parser.parse_args()
+    before = chosen.before
     if before is None:
-        print(shown({"now": house(ROOT)}))
+        print(shown({"now": house(ROOT, chosen.bare)}))
         return
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run(["git", "archive", before], cwd=ROOT, capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", folder], input=packed, check=True)
-        houses = {before: house(Path(folder)), "now": house(ROOT)}
+        houses = {before: house(Path(folder), chosen.bare), "now": house(ROOT, chosen.bare)}
     write("house", houses, shown(houses))
 
 
