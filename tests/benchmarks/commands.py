@@ -3,7 +3,7 @@
     python -m tests.benchmarks.commands
 
 Reads the commands out of the pages, runs them in a new folder that holds `archive.zip` (phantoms) and `scans/`, in the
-order in which a run comes about, and stops at the first that fails. Writes docs/measured/commands.*.
+order in which a run comes about, and stops at the first that fails. Prints the seconds of each; writes no table.
 """
 
 import os
@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.measured import environment, table, write
 from tests.benchmarks.readme import ROOT, pages
 
 ORDER = (
@@ -78,22 +77,13 @@ def run(command: str, folder: Path) -> float:
 
 def main() -> None:
     chosen = commands([page.read_text("utf-8") for page in pages()])
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(f"python -m train phantom --out phantoms --n {PICTURES} --modality ct", folder)
         shutil.make_archive(str(folder / "archive"), "zip", folder / "phantoms")
         (folder / "phantoms").rename(folder / "scans")
-        for verb, command in chosen.items():
-            rows.append({"verb": verb, "command": command, "seconds": run(command, folder)})
-            print(f"{rows[-1]['seconds']:7.1f} s  {command}", flush=True)
-    cells = [[f"`{row['command']}`", f"{row['seconds']:.1f}"] for row in rows]
-    text = (
-        f"The commands of README and docs, one after the other, on {PICTURES} phantoms in a new folder "
-        "(`python -m tests.benchmarks.commands`): every one ended well.\n\n"
-        + table(["command", "seconds"], cells)
-    )
-    write("commands", {"rows": rows, "environment": environment("torch")}, text)
+        for command in chosen.values():
+            print(f"{run(command, folder):7.1f} s  {command}", flush=True)
 
 
 if __name__ == "__main__":
