@@ -3,6 +3,9 @@
 # make train  the whole way on phantoms, or on DATA=folder (MODALITY=ct, VARIANT=mobilenetv2_100)
 # make test-fast  what neither trains nor opens a browser, in about a minute
 # make check  lint, format and types of the package
+# make audit  hold the installed packages against known vulnerabilities; says so where none can be asked
+# make sbom   sbom.json: what `pip install covid-xct` installs, as CycloneDX; written at release
+# make test-lowest  the light set in the lowest versions that pyproject.toml allows, and the tests of reading with it
 # make node   transformers.js and ONNX Runtime Web (0.5 GB), for the tests that otherwise skip for want of them
 # Each makes its own environment in .venv on first use and reuses it afterwards.
 PYTHON ?= python3
@@ -14,8 +17,11 @@ VARIANT ?= covid_cnn_1
 DATA ?=
 RUN ?= runs/$(MODALITY)-$(VARIANT)
 BIN := $(VENV)/bin
+# tests that need the light set alone
+LOWEST := hub_model/test_archives.py hub_model/test_dicom.py hub_model/test_images.py hub_model/test_codecs.py \
+  hub_model/test_whole.py hub_model/test_folders.py hub_model/test_small_files.py
 
-.PHONY: demo test test-fast train check browser node clean
+.PHONY: demo test test-fast train check audit sbom test-lowest browser node clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -37,6 +43,23 @@ check: $(VENV)/.full
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: $(VENV)/.full $(VENV)/.tools
+	@sh .ci/audit $(BIN)/python $(VENV)/tools/bin/python
+
+sbom: $(VENV)/.tools
+	$(VENV)/tools/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(VENV)/resolved.json .
+	$(VENV)/tools/bin/python .ci/pins $(VENV)/resolved.json > $(VENV)/resolved.txt
+	$(VENV)/tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --of JSON -o sbom.json $(VENV)/resolved.txt
+
+test-lowest: $(VENV)/.tools
+	$(VENV)/tools/bin/uv venv --quiet --clear --python $(PYTHON) $(VENV)/lowest
+	$(VENV)/tools/bin/uv pip install --quiet --python $(VENV)/lowest/bin/python --resolution lowest-direct \
+	  --only-binary :all: --no-binary covid-xct \
+	  '.[parquet]' 'pytest>=9.0'
+	cd tests && ../$(VENV)/lowest/bin/python -m pytest --rootdir .. -p no:cacheprovider \
+	  --override-ini pythonpath=.. $(LOWEST)
+
 browser:
 	@sh .ci/browser $(BIN)/python
 
@@ -52,6 +75,11 @@ $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "covid-xct needs Python 3.11 or newer; $(PYTHON) is older. Say: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.venv
+	$(BIN)/python -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom pip-audit uv
 	touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.venv

@@ -125,7 +125,7 @@ def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image
                 raise ImageRefused(
                     "there is no such file. Check the path; name one file, not a folder.", "missing"
                 )
-            with open(source, "rb") as stream:
+            with _Within(source) as stream:
                 yield _limited(stream, limit)
         elif isinstance(source, (bytes, bytearray, memoryview)):
             yield _limited(io.BytesIO(source), limit)
@@ -146,6 +146,22 @@ def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image
     except OSError as error:
         what = f"it cannot be opened ({error.strerror or 'read error'}). Check that you may read it."
         raise _named(source, ImageRefused(what, "unreadable")) from None
+
+
+class _Within(io.BufferedReader):
+    """An open file that is never asked for more bytes than it has left.
+
+    Python makes room for all bytes that are asked for before it looks, and a header may name 4 GB.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
 
 
 def _named(source: Any, refusal: ImageRefused) -> ImageRefused:

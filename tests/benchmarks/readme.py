@@ -29,8 +29,8 @@ CHANCE = 0.5  # an AUROC
 
 
 def pages() -> list[Path]:
-    """README.md and docs/*.md: every page that a reader is led to."""
-    return [README, *sorted((ROOT / "docs").glob("*.md"))]
+    """README.md, SECURITY.md and docs/*.md: every page that a reader is led to."""
+    return [README, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def rendered(text: str) -> str:

@@ -1,6 +1,7 @@
 """DICOM files: exact grey levels, kinds that mislead, refusals in words."""
 
 import io
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def test_a_deflated_dicom_may_not_inflate_without_limit(monkeypatch, tmp_path):
     monkeypatch.setattr(dicom, "MAX_BYTES", 2**17)
     with pytest.raises(ImageRefused, match="unpacked it exceeds"):
         read_image(path)
+
+
+def test_no_room_is_made_for_what_a_header_only_names(tmp_path):
+    """An element of 4 GB in a file of some kB, wherever it stands."""
+    whole = write_dicom(tmp_path / "a.dcm", GREY).read_bytes()
+    long = b"\xff\xff\xff\x7f"
+    first, pixels = whole.index(b"\x02\x00\x01\x00OB\0\0") + 8, whole.index(b"\xe0\x7f\x10\x00")
+    for broken in (
+        whole[:first] + long + whole[first + 4 :],
+        whole[:pixels] + b"\x10\x00\x01\x40UN\0\0" + long + whole[pixels:],
+    ):
+        (tmp_path / "b.dcm").write_bytes(broken)
+        tracemalloc.start()
+        with pytest.raises(ImageRefused):
+            read_image(tmp_path / "b.dcm")
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+        tracemalloc.stop()
 
 
 def test_enhanced_multi_frame_keeps_rescale_and_window_per_frame(tmp_path):

@@ -1,0 +1,84 @@
+"""The campaign of attacks, in short: the whole one is `python -m tests.benchmarks.campaign`."""
+
+import pytest
+
+from tests.attacks import bombs, faults, mutants
+
+QUICK = ["two thousand million frames", "JPEG-LS cut short", "PNG of 100,000 x 100,000", "zip of 400,000 entries",
+         "large JPEG 2000 behind a small header"]  # fmt: skip
+
+
+def test_a_mutant_is_a_function_of_its_number():
+    assert mutants.mutant(123) == mutants.mutant(123) != mutants.mutant(123 + len(mutants.seeds()))
+    names = {mutants.mutant(number)[0] for number in range(len(mutants.seeds()))}
+    assert names == set(mutants.seeds()) and len(names) > 20
+
+
+def test_broken_files_are_read_or_refused_in_silence(tmp_path):
+    found = mutants.attack(range(400), tmp_path)
+    assert not found["wrong"]
+    assert found["outcomes"]["refused"] > 100 < found["count"] == 400
+
+
+def test_the_worker_tells_what_goes_wrong(tmp_path, monkeypatch):
+    """A file that ends the process, one that takes too long, one whose name is printed: each would be found."""
+    monkeypatch.setattr(mutants, "seeds", lambda: {"x": b"x"})
+    monkeypatch.setattr(mutants, "mutant", lambda number: ("x", (b"die", b"print", b"late")[number]))
+    (tmp_path / "hub").mkdir()
+    code = (
+        "import sys, os, signal\nfrom pathlib import Path\nfrom tests.attacks import mutants\n"
+        "def read(path):\n"
+        "    word = path.read_bytes()\n"
+        "    if word == b'die': os._exit(7)\n"
+        "    if word == b'print': print(path.name, file=sys.stderr)\n"
+        "    if word == b'late':\n        while True: pass\n"
+        "mutants._read, mutants.SECONDS = read, 0.3\n"
+        "mutants._serve(Path(sys.argv[-1]))\n"
+    )
+    started = mutants.subprocess.Popen
+    monkeypatch.setattr(
+        mutants.subprocess,
+        "Popen",
+        lambda command, **more: started([command[0], "-c", code, command[-1]], **more),
+    )
+    wrong = mutants.attack(range(3), tmp_path / "hub")["wrong"]
+    assert wrong == {0: "x: died with 7", 1: "x: it printed a name", 2: "x: more than 10 s"}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_bombs_are_refused_below_their_ceilings(tmp_path, name):
+    found = bombs.explode(name, tmp_path)
+    assert found["held"], found
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Data opened here leaves nothing in the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "score to .csv", "score to .parquet"])
+def test_killed_verbs_leave_old_or_new(tmp_path, name):
+    (tmp_path / "work").mkdir()
+    found = faults.kills(name, 4, tmp_path / "work", seed=1)
+    assert not found["wrong"], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "score to .jsonl"])
+def test_full_disks_closed_folders_and_two_at_once(tmp_path, name):
+    (tmp_path / "work").mkdir()
+    assert not faults.troubles(name, tmp_path / "work")
+
+
+def test_half_a_result_would_be_seen(tmp_path):
+    """The check itself: a folder that is neither the old nor the new one counts as half."""
+    expected = {"0": "old", "1": "new"}
+    verb = faults.Verb(lambda folder: None, lambda folder, text: None, lambda place: place.read_text(), ())
+    for text, state in (("old", "old"), ("new", "new"), ("ne", "half")):
+        (tmp_path / "out").write_text(text)
+        assert faults._state(verb, tmp_path, expected) == state
