@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -74,8 +75,7 @@ class Session:
         }
 
     def _started(self) -> "onnxruntime.InferenceSession":
-        import onnxruntime
-
+        onnxruntime = runtime()
         graph, weights, device, threads, file = self._given
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of constants that it could not fold ahead
@@ -145,9 +145,20 @@ class OnnxRuntime:
         return View(logits, heat if heat_maps else heat[:, :0, :0], features)
 
 
-def _provider(device: str) -> str | tuple[str, dict[str, str]]:
+def runtime() -> ModuleType:
+    """Import ONNX Runtime, told to keep to itself.
+
+    From version 1.32 on it reports every session to ``mobile.events.data.microsoft.com``, from C and unasked, unless
+    this variable was set before it is imported; `onnxruntime.disable_telemetry_events` comes too late.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def _provider(device: str) -> str | tuple[str, dict[str, str]]:
+    onnxruntime = runtime()
     kind, _, number = device.partition(":")
     if kind not in PROVIDERS or not (number == "" or (number.isascii() and number.isdigit())):
         raise BackendRefused(

@@ -1,8 +1,13 @@
 """The campaign of attacks, in short: the whole one is `python -m tests.benchmarks.campaign`."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
-from tests.attacks import bombs, faults, mutants
+from tests.attacks import bombs, faults, mutants, server
 
 QUICK = ["two thousand million frames", "JPEG-LS cut short", "PNG of 100,000 x 100,000", "zip of 400,000 entries",
          "large JPEG 2000 behind a small header"]  # fmt: skip
@@ -49,6 +54,40 @@ def test_the_worker_tells_what_goes_wrong(tmp_path, monkeypatch):
 def test_bombs_are_refused_below_their_ceilings(tmp_path, name):
     found = bombs.explode(name, tmp_path)
     assert found["held"], found
+
+
+SCREEN = """
+import sys, time
+from hub_model import Screener
+Screener.from_pretrained("ct").screen(sys.argv[1])
+time.sleep(2)  # ONNX Runtime tells its maker of a session a while after
+"""
+
+
+def test_screening_asks_nobody_not_even_from_c(tmp_path):
+    variables = server.hooked(tmp_path)
+    if not variables:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "asked.txt").touch()
+    told = "import socket; socket.getaddrinfo('canary.invalid', 80)"
+    for code in (told, SCREEN):
+        done = subprocess.run(
+            [sys.executable, "-c", code, server.ROOT / "demo" / "examples" / "phantom_ct_1.png"],
+            env={**os.environ, **variables, "PYTHONPATH": str(server.ROOT)}, capture_output=True, check=False,
+        )  # fmt: skip
+        asked = (tmp_path / "asked.txt").read_text()
+        assert asked == "getaddrinfo canary.invalid\n", done.stderr
+
+
+def test_everybody_takes_onnx_runtime_from_the_one_who_tells_it_to_keep_to_itself():
+    importing = {
+        path.relative_to(server.ROOT).as_posix()
+        for room in ("hub_model", "train", "demo")
+        for path in (server.ROOT / room).rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if re.match(r"\s*(import|from) onnxruntime", line)
+    }
+    assert importing == {"hub_model/backends.py"}
 
 
 @pytest.fixture(autouse=True)

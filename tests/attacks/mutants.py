@@ -214,9 +214,9 @@ def attack(numbers: range, folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> None:
-    """As the package meets a file: as an archive, a volume or a picture, with its frames and its place in a series."""
+    """As the package meets a file: as an archive, a volume or a picture, with its frames."""
     from hub_model.archives import is_archive, open_archive
-    from hub_model.images import frame_count, read_image, slice_place
+    from hub_model.images import frame_count, read_image
     from hub_model.volumes import read_volumes
 
     if is_archive(path):
@@ -228,7 +228,7 @@ def _read(path: Path) -> None:
         if hasattr(found, "slices"):
             for place in range(min(3, len(found.slices))):
                 found.slices[place]
-    frame_count(path), slice_place(path), read_image(path)
+    frame_count(path), read_image(path)
 
 
 def _serve(folder: Path) -> None:

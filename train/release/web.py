@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import typer
 from rich.progress import track
 from scipy.special import expit
 
 from hub_model import hub_folder
+from hub_model.backends import runtime
 from hub_model.refused import Failed
 from hub_model.whole import whole_folder
 
@@ -98,6 +98,7 @@ def check_web(folder: hub_folder.HubFolder, web: Path, validation: "Dataset") ->
         Failed: one is above `MAX_DIFFERENCE`.
     """
     rows = np.unique(np.linspace(0, len(validation) - 1, IMAGES, dtype=int))
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of constants that it could not fold ahead
     session = onnxruntime.InferenceSession(web / GRAPH, options, providers=["CPUExecutionProvider"])
