@@ -1,4 +1,4 @@
-"""What the server says of itself: places, never contents. Messages of libraries can hold file names and tags.
+"""Log places in the code, never contents: messages of libraries can hold file names and tags.
 
 Warnings, tracebacks and what C libraries print count as logs. So nobody but this module writes to the terminal once
 `keep_quiet` was called: records of our own loggers are shown; of all others only which logger, which kind of error and

@@ -1,4 +1,4 @@
-"""What a picture file says of itself before its pixels are decoded, and what gives a drawn mask away."""
+"""Read what a picture file states before its pixels are decoded, and what gives a drawn mask away."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ against at most 0.85 on 126 films and slices."""
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself before its pixels are decoded."""
+    """What a file states before its pixels are decoded."""
 
     mode: str | None = None
     width: int | None = None

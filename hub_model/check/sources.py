@@ -1,5 +1,4 @@
-"""One door for every kind of picture collection: whatever comes in, a list of `Row` goes out; no pixel is
-decoded here.
+"""List the pictures of any kind of collection as rows of one kind (`Row`); no pixel is decoded here.
 
 Accepted: the documented layout (`X-ray|CT` / `COVID|Non-COVID`) or a plain two-folder tree as a folder or
 zip, pictures or DICOM files with a `metadata.csv|jsonl|parquet`, a `datasets` folder, a Hub data set id, and
