@@ -1,10 +1,11 @@
 """The web page: screen chest pictures in a browser, or through its API.
 
-    python demo/app.py [--host 127.0.0.1] [--port 7860] [--mcp]
+    python demo/app.py [--host 127.0.0.1] [--port 7860] [--mcp] [--site site.json]
 
 COVID_XCT_USER and COVID_XCT_PASSWORD, set together, ask visitors for them; COVID_XCT_XRAY and COVID_XCT_CT
-name models other than the embedded ones; COVID_XCT_PROXY names the addresses of a proxy before the page. The page
-asks nobody but this server, no picture is kept, and neither file names nor patient tags are logged.
+name models other than the embedded ones; COVID_XCT_SITE names files of local settings; COVID_XCT_PROXY names the
+addresses of a proxy before the page. The page asks nobody but this server, no picture is kept, and neither file names
+nor patient tags are logged.
 """
 
 import argparse
@@ -38,8 +39,9 @@ from page import Page
 from quiet import keep_quiet
 from starlette.middleware import Middleware
 
-from hub_model import FolderRefused, Screener
-from hub_model.hub_folder import MODALITIES, embedded
+from hub_model import FolderRefused, Refused, Screener
+from hub_model.hub_folder import MODALITIES, HubFolder, embedded, load
+from hub_model.screener import sites_of
 
 HERE = Path(__file__).parent
 KEPT_MINUTES = 5
@@ -50,6 +52,9 @@ MAX_UPLOAD = "256mb"
 USER, PASSWORD, PROXY = "COVID_XCT_USER", "COVID_XCT_PASSWORD", "COVID_XCT_PROXY"
 POINTS = ("sensitivity", "balanced", "specificity")
 """Operating points that the languages have words for."""
+CAN_CHECK = importlib.util.find_spec("scipy") is not None
+"""Without the packages of the extra `check` the page has no such tab."""
+SITE = "COVID_XCT_SITE"
 Say = Callable[[str], I18nData]
 # Gradio's own preprocessing of a file leaves an empty temporary file behind every time; see `desk.paths`
 RAW = {"preprocess": False}
@@ -88,6 +93,9 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
                 _model(desk, say, model_tab)
             with gr.Tab(say("tab_code")) as code_tab:
                 code_tab.select(desk.show_code, None, gr.HTML(), **PRIVATE)
+            if CAN_CHECK:
+                with gr.Tab(say("tab_check")):
+                    _check(desk, say)
         gr.HTML(say("privacy"), elem_classes="foot")
     demo.translations = translations
     demo.queue(max_size=100, default_concurrency_limit=2)
@@ -156,6 +164,16 @@ def _series(desk: Desk, say: Say) -> None:
     _run(start, stop, desk, "series", [upload, folder, point], [progress, slices])
     endpoint = gr.Button(visible=False)
     endpoint.click(desk.series, [upload, point], gr.JSON(visible=False), api_name="series", **RAW)
+
+
+def _check(desk: Desk, say: Say) -> None:
+    gr.HTML(say("check_drop"), elem_classes="hint")
+    upload = gr.File(label=say("tab_check"), elem_classes="drop", height=170)
+    names = list(desk.screeners)
+    kind = gr.Radio([(say(name), name) for name in names], value=names[0], label=say("model_choose"))
+    start, stop = _start_and_stop(say)
+    progress, report = gr.HTML(), gr.HTML()
+    _run(start, stop, desk, "check", [upload, kind], [progress, report])
 
 
 def _start_and_stop(say: Say) -> tuple[gr.Button, gr.Button]:
@@ -241,14 +259,19 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
         action="append",
         help="hub folder or ORG/NAME@REVISION, one per modality (default: xray and ct, as embedded)",
     )
+    parser.add_argument(
+        "--site",
+        action="append",
+        help="site.json of `covid-xct check --adapt`, one for each model",
+    )
     parser.add_argument("--mcp", action="store_true", help="also serve the endpoints as MCP tools")
     chosen = parser.parse_args(arguments)
     problem = _port_problem(chosen.host, chosen.port) or _account_problem()
     if problem := problem or (_mcp_problem() if chosen.mcp else None):
         raise SystemExit(problem)
     try:
-        screeners = open_screeners(chosen.model)
-    except FolderRefused as refusal:
+        screeners = open_screeners(chosen.model, chosen.site)
+    except Refused as refusal:
         raise SystemExit(str(refusal)) from None
     _private_folder()
     demo = build(screeners)
@@ -260,28 +283,37 @@ def prepare(arguments: list[str] | None = None) -> tuple[gr.Blocks, dict[str, An
     }
 
 
-def open_screeners(names: list[str] | None = None) -> dict[str, Screener]:
+def open_screeners(names: list[str] | None = None, sites: list[str] | None = None) -> dict[str, Screener]:
     """Open models by modality: those named, those that COVID_XCT_XRAY and COVID_XCT_CT name, or the embedded ones.
 
     Unless models are named, the further embedded ones come after them, by their own names.
 
     Args:
         names: hub folders, or Hub ids with or without a revision: ``ORG/NAME@REVISION``.
+        sites: files of local settings, each for one of the models; by default those that COVID_XCT_SITE names, parted
+            as the system parts paths.
 
     Raises:
+        SiteRefused: one of them cannot be used.
         FolderRefused: one of them cannot be opened, there is none, or two read the same kind of picture.
     """
-    opened: dict[str, Screener] = {}
+    folders: dict[str, HubFolder] = {}
     for name in names or _pinned():
         place, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
-        screener = Screener.from_pretrained(place, revision or None)
-        if screener.modality in opened:
+        folder = load(place, revision or None)
+        if folder.modality in folders:
             raise FolderRefused(
-                f"{name} reads {screener.modality} pictures, as a model before it. Give one for each."
+                f"{name} reads {folder.modality} pictures, as a model before it. Give one for each."
             )
-        opened[screener.modality] = screener
-    further = [] if names else [name for name in embedded() if name not in MODALITIES]
-    return opened | {name: Screener.from_pretrained(name) for name in further}
+        folders[folder.modality] = folder
+    if not names:
+        folders |= {name: load(name) for name in embedded() if name not in MODALITIES}
+    if sites is None:
+        sites = [place for place in os.environ.get(SITE, "").split(os.pathsep) if place]
+    local = sites_of(list(folders.values()), sites)
+    return {
+        name: Screener(folder, site=site) for (name, folder), site in zip(folders.items(), local, strict=True)
+    }
 
 
 def _pinned() -> list[str]:

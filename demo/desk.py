@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import texts
 import views
-from intake import MAX_SLICES, Picture, UploadRefused, keep, pictures, volumes
+from intake import MAX_PICTURES, MAX_SLICES, MAX_UNPACKED, Picture, UploadRefused, keep, pictures, volumes
 from judge import BATCH, DETECT, Judgement, chosen, defaults, judge, judge_many, points
 from listeners import gone
 from page import spoken
@@ -26,6 +26,8 @@ from hub_model.volumes import Unusable, Volume
 
 Uploaded = list[dict[str, Any]] | dict[str, Any] | None
 """What an upload field sends: Gradio's FileData, one or several."""
+CHANGED = 12
+"""Pictures on which the page tries harmless changes: each is judged some twenty times."""
 REDRAWN = 0.7  # seconds between two looks at a running batch
 
 
@@ -175,6 +177,34 @@ class Desk:
             if run.over:
                 break
         return concluded(screener, volume, found, point)
+
+    # A model on labelled pictures
+
+    def run_check(self, files: Uploaded, kind: str, request: gr.Request) -> Iterator[tuple[str, str]]:
+        """Check a model on labelled pictures: how far it is, then the report."""
+        from hub_model.check import cases, page, report, sources
+
+        language = spoken(request.request.scope)
+        with self._under_way("check", request) as run:
+            try:
+                path = _upload(files)
+                screener = self.screeners.get(kind) or next(iter(self.screeners.values()))
+                rows = sources.open_sources(path, screener.modality, zip_limit=MAX_UNPACKED * 2**20)
+                material = cases.listed(rows)
+                if len(material.cases) > MAX_PICTURES:
+                    raise UploadRefused("too_many", n=len(material.cases), limit=MAX_PICTURES)
+                for done in cases.judging(material, screener):
+                    if run.over:
+                        yield views.ended(done, len(material.cases), language), ""
+                        return
+                    if run.due(REDRAWN):
+                        keep([Picture(path.name, path)])
+                        yield views.progress(done, len(material.cases), language), ""
+                told = report.examine(material, screener, report.Settings(changes=CHANGED))
+            except Refused as refusal:
+                yield views.refusal(_nameless(refusal, paths(files)), language), ""
+                return
+        yield "", views.site_check(page.render(told), language)
 
     def stop(self, name: str, request: gr.Request) -> None:
         """End the run of this name in this browser tab after the picture it is at."""
@@ -348,6 +378,30 @@ def _said() -> Iterator[None]:
         raise gr.Error(texts.teller("en")(refusal.key, **refusal.values), print_exception=False) from None
     except Refused as refusal:
         raise gr.Error(str(refusal), print_exception=False) from None
+
+
+def _upload(files: Uploaded) -> Path:
+    """The one file that a check is about.
+
+    Raises:
+        UploadRefused: there is none, or it is gone.
+    """
+    path = next(iter(paths(files)), None)
+    if path is None:
+        raise UploadRefused("nothing_chosen")
+    if not path.is_file():
+        raise UploadRefused("gone")
+    return path
+
+
+def _nameless(refusal: Refused, uploads: list[Path]) -> Refused:
+    """A refusal that says the name of an upload, not where the server keeps it."""
+    if isinstance(refusal, UploadRefused):
+        return refusal
+    text = str(refusal)
+    for path in uploads:
+        text = text.replace(str(path), path.name)
+    return Refused(text)
 
 
 def paths(uploaded: Uploaded) -> list[Path]:

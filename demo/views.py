@@ -103,18 +103,26 @@ def legend() -> str:
     return data_uri(overlay(Image.new("L", (256, 12), 128), ramp))
 
 
+def site_check(page: str, language: str) -> str:
+    """The report of a site check in a frame of its own, with a link that saves it."""
+    link = "data:text/html;charset=utf-8;base64," + base64.b64encode(page.encode("utf-8")).decode("ascii")
+    return render("check.html", language, page=page, link=link)
+
+
 def figures(screener: Screener, point: str, language: str) -> str:
     """Say an operating point in words: from the test split, or else from the split on which it was chosen."""
     say, tested = (
         texts.teller(language),
         ((evaluation(screener) or {}).get("test") or {}).get("at", {}).get(point),
     )
+    if screener.site:  # the card's figures are those of other thresholds
+        tested = None
     measured = tested or screener.operating_points[point].get("validation") or {}
     if not {"sensitivity", "specificity"} <= measured.keys():
         return say("figures_unknown")
     sensitivity, specificity = measured["sensitivity"], measured["specificity"]
     return say(
-        "figures" if tested else "figures_tuned",
+        "figures_site" if screener.site else "figures" if tested else "figures_tuned",
         found=math.floor(round(sensitivity["value"] * 100, 6)),  # never better than measured
         flagged=math.ceil(round((1 - specificity["value"]) * 100, 6)),
         n=sensitivity["n"] + specificity["n"],
@@ -171,12 +179,10 @@ def beside_threshold(judgement: Judgement, language: str) -> str:
 
 def identity(screener: Screener, language: str) -> str:
     """Name the model, so that an answer can be traced."""
-    weights = screener.screening.get("weights_sha256", "")
-    return ", ".join(
-        part
-        for part in (texts.teller(language)(screener.modality), screener.config["architecture"], weights[:12])
-        if part
-    )
+    weights, say = screener.screening.get("weights_sha256", ""), texts.teller(language)
+    local = say("local_settings", name=screener.site.name) if screener.site else ""
+    parts = (say(screener.modality), screener.config["architecture"], weights[:12], local)
+    return ", ".join(part for part in parts if part)
 
 
 def record(judgement: Judgement) -> dict[str, Any]:

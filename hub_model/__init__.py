@@ -16,6 +16,7 @@ from .images import read_image
 from .refused import Refused
 from .screener import AutoScreener, Finding, Frame, Screener
 from .series import SeriesFinding
+from .site import SiteRefused
 from .volumes import Volume, read_volume, read_volumes
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "Refused",
     "Screener",
     "SeriesFinding",
+    "SiteRefused",
     "Volume",
     "read_image",
     "read_volume",

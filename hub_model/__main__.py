@@ -1,12 +1,13 @@
-"""``covid-xct``: score pictures and look into models from a shell."""
+"""``covid-xct``: score pictures, look into models and check them from a shell."""
 
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,7 +20,47 @@ from .screener import BATCH, WORKERS
 ENGINES = ("local", "ray")
 
 NAMES = ", ".join(hub_folder.EMBEDDED)
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+CHECK = "check"
+
+
+class Verbs(typer.core.TyperGroup):
+    """Knows `check` by its line of help; its module, and the packages of the extra `check`, wait until it is run."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Name the verbs."""
+        return [*super().list_commands(ctx), CHECK]
+
+    def get_command(self, ctx: typer.Context, name: str) -> Any:
+        """Find a verb; for `check` a stand-in with its line of help."""
+        if name != CHECK:
+            return super().get_command(ctx, name)
+        return _single(lambda: None, "Check a model on labelled pictures of your own, or plan such a check.")
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Import `check` where it is to be run.
+
+        Raises:
+            WrongOptions: a package of the extra is missing.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        if name != CHECK:
+            return name, command, rest
+        try:
+            module = import_module(".check.command", __package__)
+        except ModuleNotFoundError as error:
+            raise WrongOptions(
+                f"The check needs {error.name}, which is not installed: pip install 'covid-xct[check]'."
+            ) from error
+        return name, _single(module.check), rest
+
+
+def _single(function: Callable[..., Any], words: str | None = None) -> Any:
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    one.command(CHECK, help=words)(function)
+    return typer.main.get_command(one)
+
+
+app = typer.Typer(cls=Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -60,6 +101,12 @@ def score(
         str | None,
         typer.Option(help="HOST:PORT of the cluster's head; by default Ray uses this machine alone"),
     ] = None,
+    site: Annotated[
+        list[Path] | None, typer.Option(help="site.json of `check --adapt`; one for each model")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="share of COVID-19 where you are: adds P(COVID) there")
+    ] = None,
 ) -> None:
     """Screen pictures: one row a file, one a CT series (DICOM slices, NIfTI, NRRD, MetaImage, many frames). What cannot
     be judged gets a row with decision "refused" and the reason.
@@ -67,7 +114,7 @@ def score(
     Exit code 1 where every file was refused.
     """
     _check_options(engine, address, paths, out, json_lines, model, revision)
-    models = scoring.Models(model, revision, backend, device)
+    models = scoring.Models(model, revision, backend, device, tuple(map(str, site or ())), prevalence)
     console = Console(stderr=True)
     with _progress(console) as watch:
         common = {

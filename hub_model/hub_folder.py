@@ -36,6 +36,7 @@ from .layout import (
     LABELS,
     MODALITIES,
     SCREENING,
+    SEEN,
     WEIGHTS,
     FolderRefused,
     Tensors,
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["CONFIG", "COVID", "EMBEDDED", "EVALUATION", "FORMAT", "GRAPH", "GUARD", "LABELS", "MODALITIES",
-           "SCREENING", "WEIGHTS", "FolderRefused", "HubFolder", "embedded", "load", "make_config", "open_folder",
-           "read_json", "resolve", "save", "sha256", "transform_of", "write_json"]  # fmt: skip
+           "SCREENING", "SEEN", "WEIGHTS", "FolderRefused", "HubFolder", "embedded", "load", "make_config",
+           "open_folder", "read_json", "resolve", "save", "sha256", "transform_of", "write_json"]  # fmt: skip
 
 EMBEDDED = (*MODALITIES, "xray-covid_cnn_3", "ct-covid_cnn_3")
 """Names of the checkpoints that ship inside the package: the default for each modality, which has its name, then others
@@ -222,7 +223,18 @@ def _download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [CONFIG, WEIGHTS, GRAPH, SCREENING, GUARD, EVALUATION, *lungs.FILES, "README.md", "plots/*"]
+    patterns = [
+        CONFIG,
+        WEIGHTS,
+        GRAPH,
+        SCREENING,
+        GUARD,
+        EVALUATION,
+        SEEN,
+        *lungs.FILES,
+        "README.md",
+        "plots/*",
+    ]
     try:
         return Path(
             snapshot_download(

@@ -21,6 +21,7 @@ MODALITIES = ("xray", "ct")
 
 CONFIG, WEIGHTS, GRAPH = "config.json", "model.safetensors", "model.onnx"
 SCREENING, GUARD, EVALUATION = "screening.json", "guard.safetensors", "evaluation.json"
+SEEN = "seen.safetensors"
 FORMAT = 1
 
 MAX_JSON = 16 << 20  # bytes; evaluation.json of the embedded models has 50 kB
@@ -172,7 +173,7 @@ def _limits(value: Any) -> str | None:
     return None if right else f"positive finite numbers for {', '.join(GUARD_LIMITS)}"
 
 
-def _sha256(value: Any) -> str | None:
+def sha256_digits(value: Any) -> str | None:
     right = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
     return None if right else "64 hexadecimal digits"
 
@@ -204,10 +205,15 @@ SCREENING_RULES = {
     "guard?": {"limits": _limits},
     "provenance?": an_object,
     "view?": text,
-    "weights_sha256?": _sha256,
-    "graph_sha256?": _sha256,
-    "guard_sha256?": _sha256,
-    "series?": {"rule": text, "most_slices": number(1, 1e6), "points": _points, "weights_sha256": _sha256},
+    "weights_sha256?": sha256_digits,
+    "graph_sha256?": sha256_digits,
+    "guard_sha256?": sha256_digits,
+    "series?": {
+        "rule": text,
+        "most_slices": number(1, 1e6),
+        "points": _points,
+        "weights_sha256": sha256_digits,
+    },
 }
 POINT_RULES = Each({"threshold": number(0, 1), "abstain?": _band, "target?": text, "validation?": an_object})
 

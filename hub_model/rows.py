@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 COLUMNS = {"file": str, "decision": str, "probability": float, "operating_point": str, "threshold": float,
            "modality": str, "out_of_distribution": float, "reasons": str, "codes": str, "heat_map": str,
-           "slices": int, "judged": int, "positive": int, "most_suspicious": int, "highest": float}  # fmt: skip
-"""Of every row, with the type of what is in it; any but the first may be empty. The last five are of a series: its
-slices, those with a probability, those that are positive, and the number (from 1) and probability of the highest."""
+           "slices": int, "judged": int, "positive": int, "most_suspicious": int, "highest": float,
+           "site": str, "at_prevalence": float}  # fmt: skip
+"""Of every row, with the type of what is in it; any but the first may be empty. The five before the last two are of a
+series: its slices, those with a probability, those that are positive, and the number (from 1) and probability of the
+highest."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 AT_ONCE = 10_000  # rows that are held in memory when Parquet is written
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import hub_folder
 from .heatmap import overlay
 from .listing import Item, Listed, items
 from .refused import Refused
 from .rows import RowFile, RowsRefused, Terminal, one_line
-from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener
+from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener, sites_of
 from .series import SeriesFinding, of_volume
 from .volumes import Unusable, Volume, sorted_out
 from .whole import whole_file
@@ -27,18 +28,30 @@ class Models:
 
     Attributes:
         model: ``auto`` for the embedded ones, whichever fits; or one name.
+        sites: files of local settings, each for one of the models.
+        prevalence: share of COVID-19 among those who are screened, for one more probability.
     """
 
     model: str = "auto"
     revision: str | None = None
     backend: str = "onnx"
     device: str = "cpu"
+    sites: tuple[str, ...] = ()
+    prevalence: float | None = None
 
     def opened(self, threads: int | None = None) -> Screener | AutoScreener:
         """Open them; raises as `Screener.from_pretrained` does."""
         if self.model == "auto":
-            return AutoScreener.from_pretrained(backend=self.backend, device=self.device, threads=threads)
-        return Screener.from_pretrained(self.model, self.revision, self.backend, self.device, threads=threads)
+            return AutoScreener.from_pretrained(
+                backend=self.backend,
+                device=self.device,
+                threads=threads,
+                sites=self.sites,
+                prevalence=self.prevalence,
+            )
+        folder = hub_folder.load(self.model, self.revision)
+        (site,) = sites_of([folder], self.sites)
+        return Screener(folder, self.backend, self.device, threads, site, self.prevalence)
 
 
 @dataclass
@@ -173,6 +186,8 @@ def settings_of(
         "operating point": operating_point,
         "heat maps": heat_maps,
         "per slice": per_slice,
+        "sites": {one.modality: one.site and one.site.seal for one in models},
+        "prevalence": next((one.prevalence for one in models), None),
     }
 
 

@@ -28,6 +28,7 @@ from .images import read_for
 from .preprocess import preprocessing
 from .refused import Reason, Refused
 from .series import SeriesFinding, screen_volume
+from .site import Site, SiteRefused, fitted_prevalence, read_site, shift
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,8 @@ class Finding:
         out_of_distribution: how far the picture lies from what the model learnt from; above 1 it is refused. None
             where the network did not see it, or has no guard.
         also_fits: modalities of other models that would have taken the picture; only `AutoScreener` says.
+        site: name of the local settings that were used (see `hub_model.site`); None for the model's own.
+        at_prevalence: P(COVID) at the prevalence that was asked for; None where none was.
         heat_map: (h, w) float32 in 0..1, where the model looked; None unless asked for.
         image: the grey 8-bit picture as the model took it; None when it could not be read.
     """
@@ -80,6 +83,8 @@ class Finding:
     reasons: tuple[str, ...] = ()
     out_of_distribution: float | None = field(default=None, repr=False, compare=False)
     also_fits: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    site: str | None = field(default=None, repr=False)
+    at_prevalence: float | None = field(default=None, repr=False)
     heat_map: np.ndarray | None = field(default=None, repr=False, compare=False)
     image: Image.Image | None = field(default=None, repr=False, compare=False)
 
@@ -100,6 +105,8 @@ class Finding:
             "codes": list(self.codes),
             "out_of_distribution": self.out_of_distribution,
             "also_fits": list(self.also_fits),
+            "site": self.site,
+            "at_prevalence": self.at_prevalence,
         }
         if heat_map:
             rows = None if self.heat_map is None else np.round(self.heat_map.astype(float), 4).tolist()
@@ -117,6 +124,8 @@ class Finding:
             "P(COVID)": "" if self.probability is None else f"{self.probability:.3f}",
             "threshold": f"{self.threshold:.3f} ({self.operating_point})",
             "model": self.modality,
+            "local settings": self.site or "",
+            "P(COVID) at the prevalence": "" if self.at_prevalence is None else f"{self.at_prevalence:.3f}",
             "reasons": " ".join(self.reasons),
         }
         cells = "".join(
@@ -165,8 +174,11 @@ class Screener:
         backend: ``onnx`` or ``torch``.
         device: what the network runs on.
         threads: cores for one batch, of ONNX Runtime on a CPU; by default all.
+        site: local settings, which take the place of the model's own.
+        prevalence: share of COVID-19 among those who are screened; each finding then says P(COVID) there, too.
 
     Raises:
+        SiteRefused: local settings of another model, or a prevalence that cannot be reckoned with.
         FolderRefused: the folder's graph or network is not accepted.
         BackendRefused: an unknown backend or device, or one that is not installed here.
     """
@@ -177,8 +189,13 @@ class Screener:
         backend: str = "onnx",
         device: str = "cpu",
         threads: int | None = None,
+        site: Site | None = None,
+        prevalence: float | None = None,
     ) -> None:
         self._folder, self.backend, self.device, self.threads = folder, backend, device, threads
+        self.site = None if site is None else site.check(folder)
+        self.prevalence = prevalence
+        self._shift = None if prevalence is None else shift(prevalence, fitted_prevalence(folder, site))
         self._guard = Guard.of(folder)
         self._pixels = preprocessing(folder.config)
         self._network = _started(folder, backend, device, threads)
@@ -196,6 +213,8 @@ class Screener:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         threads: int | None = None,
+        site: str | os.PathLike | None = None,
+        prevalence: float | None = None,
     ) -> "Screener":
         """Open a model.
 
@@ -209,23 +228,27 @@ class Screener:
             token: for a private Hub repository; by default the one that `hf auth login` stored.
             cache_dir: where downloads are kept; by default the Hub's own cache.
             threads: cores for one batch, of ONNX Runtime on a CPU; by default all. 1 where several processes work.
+            site: file of local settings that `covid-xct check --adapt` wrote for this model.
+            prevalence: share of COVID-19 among those who are screened; findings then say P(COVID) there, too.
 
         Raises:
             FolderRefused: there is no such folder, or it cannot be trusted.
+            SiteRefused: local settings that were changed or are for another model, or no such prevalence.
             BackendRefused: an unknown backend or device, or one that is not installed here.
         """
-        return cls(
-            hub_folder.load(name, revision, token=token, cache_dir=cache_dir), backend, device, threads
-        )
+        local = None if site is None else read_site(site)
+        folder = hub_folder.load(name, revision, token=token, cache_dir=cache_dir)
+        return cls(folder, backend, device, threads, local, prevalence)
 
     def __reduce__(self) -> tuple:
         weights = self.screening.get("weights_sha256")
-        return _reopened, (
-            type(self),
-            str(self.path.absolute()),
-            (self.backend, self.device, self.threads),
-            weights,
-        )
+        made = (self.backend, self.device, self.threads, self.site, self.prevalence)
+        return _reopened, (type(self), str(self.path.absolute()), made, weights)
+
+    @property
+    def folder(self) -> hub_folder.HubFolder:
+        """The opened hub folder."""
+        return self._folder
 
     @property
     def path(self) -> Path:
@@ -254,8 +277,9 @@ class Screener:
 
     @property
     def operating_points(self) -> dict[str, dict[str, Any]]:
-        """By name: ``threshold``, ``target``, ``abstain`` [low, high] or None, and ``validation`` figures."""
-        return self.screening["operating_points"]
+        """By name: ``threshold``, ``target``, ``abstain`` [low, high] or None, and ``validation`` figures; those of the
+        local settings where there are any."""
+        return self.site.operating_points if self.site else self.screening["operating_points"]
 
     def __repr__(self) -> str:
         return (
@@ -406,8 +430,18 @@ class Screener:
     def _judged(self, batch: Sequence[Taken], point: tuple[str, dict], heat_map: bool) -> list[Finding]:
         """Findings for pictures that were taken; the network runs once."""
         name, told = point
+        site = self.site.name if self.site else None
         findings = [
-            Finding(REFUSED, None, name, told["threshold"], self.modality, (taken.reason,), image=taken.image)
+            Finding(
+                REFUSED,
+                None,
+                name,
+                told["threshold"],
+                self.modality,
+                (taken.reason,),
+                site=site,
+                image=taken.image,
+            )
             if taken.reason
             else None
             for taken in batch
@@ -417,8 +451,9 @@ class Screener:
             return findings
         view = self._network.run(np.stack([batch[index].pixels for index in seen]), heat_maps=heat_map)
         odds = view.logits[:, layout.COVID].astype(np.float64) - view.logits[:, 1 - layout.COVID]
-        with np.errstate(over="ignore"):
-            probabilities = 1 / (1 + np.exp(-odds))
+        odds = self.site.log_odds(odds) if self.site else odds
+        probabilities = _sigmoid(odds)
+        elsewhere = None if self._shift is None else _sigmoid(odds + self._shift)
         scores = None if self._guard is None else self._guard.out_of_distribution(view.features)
         for row, index in enumerate(seen):
             score = None if scores is None else float(scores[row])
@@ -426,13 +461,15 @@ class Screener:
             if reason is None and not np.isfinite(odds[row]):
                 reason = NO_NUMBER
             if reason:
-                decision, probability, reasons, heat = REFUSED, None, (reason,), None
+                decision, probability, reasons, heat, there = REFUSED, None, (reason,), None, None
             else:
+                there = None if elsewhere is None else float(elsewhere[row])
                 probability = float(probabilities[row])
                 decision, reasons = decide(probability, told)
                 heat = lungs.placed(view.heat_maps[row], batch[index].box) if heat_map else None
             findings[index] = Finding(decision, probability, name, told["threshold"], self.modality, reasons,
-                                      score, heat_map=heat, image=batch[index].image)  # fmt: skip
+                                      score, site=site, at_prevalence=there, heat_map=heat,
+                                      image=batch[index].image)  # fmt: skip
         return findings
 
     def _surely_judged(
@@ -445,7 +482,10 @@ class Screener:
             _logged(error)
             if len(batch) > 1:
                 return [finding for one in batch for finding in self._surely_judged([one], point, judged)]
-            return [Finding(REFUSED, None, point[0], point[1]["threshold"], self.modality, (FAILED,))]
+            site = self.site.name if self.site else None
+            return [
+                Finding(REFUSED, None, point[0], point[1]["threshold"], self.modality, (FAILED,), site=site)
+            ]
 
     def _point(self, name: str | None) -> tuple[str, dict[str, Any]]:
         if name is None:
@@ -473,12 +513,23 @@ class AutoScreener:
 
     @classmethod
     def from_pretrained(
-        cls, *names: str | os.PathLike, backend: str = "onnx", device: str = "cpu", threads: int | None = None
+        cls,
+        *names: str | os.PathLike,
+        backend: str = "onnx",
+        device: str = "cpu",
+        threads: int | None = None,
+        sites: Iterable[str | os.PathLike] = (),
+        prevalence: float | None = None,
     ) -> "AutoScreener":
-        """Open models, by default the embedded X-ray and CT ones; raises as `Screener.from_pretrained` does."""
+        """Open models, by default the embedded X-ray and CT ones; raises as `Screener.from_pretrained` does.
+
+        Each of the `sites`, files of local settings, goes to the model that it was made for.
+        """
+        folders = [hub_folder.load(name) for name in names or hub_folder.MODALITIES]
+        local = sites_of(folders, sites)
         return cls(
-            Screener.from_pretrained(name, backend=backend, device=device, threads=threads)
-            for name in names or hub_folder.MODALITIES
+            Screener(folder, backend, device, threads, site, prevalence)
+            for folder, site in zip(folders, local, strict=True)
         )
 
     def choose(self, source: Any, frame: int | None = None) -> Screener:
@@ -631,14 +682,46 @@ def _started(folder: hub_folder.HubFolder, backend: str, device: str, threads: i
         ) from error
 
 
-def _reopened(kind: type[Screener], path: str, settings: tuple, weights: str | None) -> Screener:
+def sites_of(
+    folders: Sequence[hub_folder.HubFolder], places: Iterable[str | os.PathLike]
+) -> list[Site | None]:
+    """For each model its local settings among some files, or None.
+
+    Raises:
+        SiteRefused: a file that cannot be trusted or is for none of the models, or two for one of them.
+    """
+    found: list[Site | None] = [None] * len(folders)
+    for place in places:
+        site = read_site(place)
+        fits = [
+            index
+            for index, folder in enumerate(folders)
+            if folder.screening.get("weights_sha256") == site.weights_sha256
+        ]
+        if not fits:
+            site.check(next((one for one in folders if one.modality == site.modality), folders[0]))
+        for index in fits:
+            if found[index] is not None:
+                raise SiteRefused(
+                    f"{place} is the second file of local settings for one model. Give one of them."
+                )
+            found[index] = site
+    return found
+
+
+def _sigmoid(odds: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-odds))
+
+
+def _reopened(kind: type[Screener], path: str, made: tuple, weights: str | None) -> Screener:
     """A screener in another process than the one that pickled it."""
     folder = hub_folder.open_folder(path)
     if folder.screening.get("weights_sha256") != weights:
         raise hub_folder.FolderRefused(
             f"{path} holds other weights than when the screener was pickled. Open it anew: Screener.from_pretrained."
         )
-    return kind(folder, *settings)
+    return kind(folder, *made)
 
 
 def _in_batches(

@@ -248,9 +248,16 @@ def concluded(screener: Screens, volume: Volume, slices: Sequence[SliceFinding],
 
 
 def rule_of(screener: Screens, point: str) -> dict[str, Any] | None:
-    """The rule for series in a model's folder, None where there is none, or one of other weights."""
+    """The rule for series in a model's folder, None where there is none, or one of other weights.
+
+    Local settings change the slices' probabilities, and it was never measured on those: with them it does not speak.
+    """
     rule = screener.screening.get("series")
-    if not rule or rule["weights_sha256"] != screener.screening.get("weights_sha256"):
+    if (
+        not rule
+        or getattr(screener, "site", None)
+        or rule["weights_sha256"] != screener.screening.get("weights_sha256")
+    ):
         return None
     return rule if point in rule["points"] and rule["rule"] in RULES else None
 

@@ -36,6 +36,7 @@ VERBS = {
     "patients": Verb("measure.patients:patients", "Choose and measure a CT run's rule for whole series by patients."),
     "audit": Verb("measure.audit:audit", "Measure what else gives the label away: borders, thumbnails, collections."),
     "compare": Verb("measure.compare:compare", "Put evaluated runs side by side, with intervals."),
+    "seen": Verb("measure.seen:seen", "Leave hashes of a run's own pictures in its folder, for checks elsewhere."),
     "faithfulness": Verb("measure.faithfulness:faithfulness", "Measure a run's heat map against chance."),
     "export": Verb("release.web:export", "Write the run for transformers.js, checked on real pictures."),
     "card": Verb("release.card:card", "Write the model card of a run."),

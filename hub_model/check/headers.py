@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,15 @@ PLAIN_INFO = frozenset(
     {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "progressive", "progression"}
 )
 """What a JPEG or PNG may say besides its pixels and still be kept byte for byte: nothing about a patient."""
+
+ABOUT = {
+    "Manufacturer": "manufacturer",
+    "ManufacturerModelName": "manufacturermodelname",
+    "ViewPosition": "viewposition",
+    "PatientSex": "patientsex",
+    "PatientAge": "patientage",
+}
+"""DICOM attributes by which figures can be told apart, and the columns they become."""
 
 LOCALIZER = "a localizer (scout) image"
 LUNGLESS = "a slice without lung"
@@ -40,6 +50,7 @@ class Header:
     plain: bool = False
     patient: tuple[str, ...] = ()
     left_out: str | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_header(content: bytes) -> Header:
@@ -61,7 +72,7 @@ def _dicom_header(content: bytes) -> Header:
     tags = ["PatientID", "StudyInstanceUID", "PhotometricInterpretation", "Rows", "Columns"]
     views = ["Modality", "ImageType", "ViewPosition", "ViewCodeSequence", "PatientOrientation"]
     header = pydicom.dcmread(
-        io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[*tags, *views]
+        io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[*tags, *views, *ABOUT]
     )
     ids = {name: str(header.get(name) or "").strip() for name in tags[:2]}
     patient = [
@@ -70,7 +81,10 @@ def _dicom_header(content: bytes) -> Header:
         if value.strip("0") and not names_nobody(value)
     ]
     mode = f"DICOM {header.get('PhotometricInterpretation', '')}".strip()
-    return Header(mode, header.get("Columns"), header.get("Rows"), False, tuple(patient), _dicom_view(header))
+    about = {column: str(header.get(tag) or "").strip() for tag, column in ABOUT.items()}
+    about = {column: value for column, value in about.items() if value}
+    size = header.get("Columns"), header.get("Rows")
+    return Header(mode, *size, False, tuple(patient), _dicom_view(header), about)
 
 
 def _dicom_view(header: "Dataset") -> str | None:

@@ -61,6 +61,7 @@ class Row:
         official_split: "train", "validation" or "test" where the collection says so.
         stamp: changes when the file changes (size and time, or checksum).
         skipped: why the file is no training picture by the collection's own word; None for a picture.
+        about: what else its table says, column -> text.
     """
 
     ref: Ref
@@ -72,6 +73,7 @@ class Row:
     official_split: str | None = None
     stamp: str = ""
     skipped: str | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

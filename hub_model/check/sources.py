@@ -18,7 +18,7 @@ from ..hub_folder import MODALITIES
 from .files import ZIP_LIMIT, Cell, DataRefused, list_archive, list_folder
 from .labels import LAYOUT, SPLIT_NAMES, Reader, Row, label_words
 from .layout import layout_rows
-from .tables import TABLE_NAMES, known_ids, table_rows, tables_among
+from .tables import TABLE_NAMES, known_ids, table_rows, tables_among, told_beside
 
 ANOTHER_MODALITY = "another modality"
 """How `Row.skipped` begins for a good picture that is not of the modality asked for."""
@@ -194,5 +194,6 @@ def _split_rows(split: Any, column: str, name: str, reader: Reader, root: Path |
             known=known_ids(entry),
             official_split=SPLIT_NAMES.get(name.lower()),
             stamp=stamp,
+            about=told_beside(entry),
             **reader.labelled(to_text(entry["label"]) if to_text else entry["label"]),
         )

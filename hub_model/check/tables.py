@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from .files import DICOM_IDS, PICTURE_SUFFIXES, DataRefused, File, dicom_tags, is_picture, pointer, read_bytes
@@ -19,6 +19,20 @@ COVIDX_LIST = re.compile(r"(train|training|val|valid|validation|test)(?:_.*)?\.t
 
 ID_COLUMNS = ("sopinstanceuid", "seriesinstanceuid", "studyinstanceuid", "patient_id")
 VIEW_COLUMNS = ("view", "viewposition", "view_position", "projection", "frontal/lateral")
+STRUCTURE = frozenset(
+    {
+        "file_name",
+        "path",
+        "label",
+        "modality",
+        "official_split",
+        "split",
+        "family",
+        *ID_COLUMNS,
+        *KNOWN_COLUMNS,
+    }
+)
+"""Columns that say which picture a line is about, and what it counts as."""
 FINDING_TABLE = frozenset({"finding", "folder", "file_name", "view", "modality"})
 """Columns by which the table of github.com/ieee8023/covid-chestxray-dataset is known: the class is its `finding`, and
 the pictures lie in the `folder` it names."""
@@ -151,8 +165,18 @@ def _table_row(file: File, entry: dict[str, str], reader: Reader) -> Row:
         official_split=reader.split(entry.get("official_split") or entry.get("split", ""))
         or folder_split(file),
         stamp=file.stamp,
+        about=told_beside(entry),
         **labelled,
     )
+
+
+def told_beside(entry: Mapping[str, object]) -> dict[str, str]:
+    """What a line says besides which file it is, its label, its kind, its split and its patient."""
+    return {
+        column: str(value)
+        for column, value in entry.items()
+        if isinstance(value, str | int | float) and value != "" and column not in STRUCTURE
+    }
 
 
 def known_ids(entry: dict[str, object]) -> tuple[str, ...]:

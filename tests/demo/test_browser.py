@@ -14,7 +14,7 @@ import pytest
 
 from hub_model import hub_folder
 from tests.bad_files import png, write_dicom
-from tests.made_run import make_run, pictures
+from tests.made_run import make_run, patients, pictures
 from tests.served import Server, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -451,7 +451,27 @@ class TestLooks:
         open_tab(page, 4)
         page.wait_for_selector(".snippet")
         check("code")
+        open_tab(page, 5)
+        choose_and_wait(page, [labelled(tmp_path)])
+        start(page)
+        page.wait_for_selector("iframe.check")
+        check("check")
+        report = tmp_path / "report.html"
+        report.write_text(page.locator("iframe.check").get_attribute("srcdoc"), "utf-8")
+        page.goto(report.as_uri())  # axe does not look into a frame without scripts
+        check("report")
         assert not problems
+
+
+def labelled(folder: Path) -> Path:
+    """A zip with two folders of drawn chests, as the tab Check takes it."""
+    path = folder / "labelled.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, picture in enumerate(patients(44, seed=8)):
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            archive.writestr(f"{('Non-COVID', 'COVID')[number % 2]}/{number}.png", stream.getvalue())
+    return path
 
 
 def test_a_restart_under_an_open_page_and_a_clean_end(server, browser, chest, tmp_path):

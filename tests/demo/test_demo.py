@@ -36,7 +36,7 @@ from hub_model.refused import Reason
 from hub_model.volumes import Unusable, Volume
 from tests.bad_files import make_bad_files, png, write_dicom
 from tests.hub_standin import running
-from tests.made_run import make_run, pictures
+from tests.made_run import make_run, patients, pictures
 from tests.served import ROOT, free_port
 
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
@@ -210,6 +210,31 @@ class TestEndpoints:
         request = SimpleNamespace(request=SimpleNamespace(scope={"headers": [], "query_string": b"lang=es"}))
         assert "Accepted: detect, xray, ct" in desk.show(chest, "CT", "balanced", request)
         assert desk.show_model("CT", request) == ("", "")
+
+    def test_a_check_gives_the_report_and_says_what_is_wrong_with_an_upload(self, screeners, tmp_path):
+        request = SimpleNamespace(
+            request=SimpleNamespace(scope={"headers": [], "query_string": b""}), session_hash="a"
+        )
+        desk = Desk(screeners, {})
+
+        def last(files: dict[str, bytes]) -> str:
+            upload = zipped(tmp_path / "labelled.zip", files)
+            return "".join(list(desk.run_check({"path": str(upload)}, "ct", request))[-1])
+
+        drawn = [png_bytes(picture) for picture in patients(44, seed=8)]
+        both = {f"{('Non-COVID', 'COVID')[n % 2]}/{n}.png": content for n, content in enumerate(drawn)}
+        found = last(both)
+        assert (
+            "iframe" in found
+            and 'sandbox=""' in found
+            and "Site check" in found
+            and "site-check.html" in found
+        )
+        assert str(tmp_path) not in found and "/3.png" not in found
+        wrong = last({f"maybe/{n}.png": content for n, content in enumerate(drawn)})
+        assert "maybe" in wrong and "labelled.zip" in wrong and str(tmp_path) not in wrong
+        assert "at least 10 of each" in last(dict(list(both.items())[:6]))
+        assert "choose files first" in "".join(list(desk.run_check(None, "ct", request))[-1])
 
     def test_heat_map_is_the_picture_in_colour(self, client, chest):
         found = Image.open(client.predict(handle_file(chest), "ct", api_name="/heat_map"))

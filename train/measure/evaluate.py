@@ -22,6 +22,7 @@ from . import plots
 from .folding import fold
 from .predict import Predictions, predict
 from .provenance import data_of
+from .seen import write_seen
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -85,6 +86,7 @@ def evaluate(
         result["guard"] = guarding.measure_guard(folder, parts["test"], everything, fitted, seed)
     result |= {"environment": _environment(), "seconds": round(time.monotonic() - started, 1)}
     plots.draw_all(folder, validation, test, rows)
+    write_seen(folder, parts, origin.data_sha256)
     hub_folder.write_json(folder.path / hub_folder.EVALUATION, result)
     return result
 

@@ -28,6 +28,7 @@ MODEL_FILES = (
     "model.onnx",
     "screening.json",
     "guard.safetensors",
+    "seen.safetensors",
     *lungs.FILES,
     "evaluation.json",
     "README.md",

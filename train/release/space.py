@@ -38,6 +38,7 @@ PRELOADED = (
     hub_folder.GRAPH,
     hub_folder.SCREENING,
     hub_folder.GUARD,
+    hub_folder.SEEN,
     *lungs.FILES,
     hub_folder.EVALUATION,
     card.README,
