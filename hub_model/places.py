@@ -3,6 +3,7 @@
 Needs pyarrow, and fsspec for what pyarrow itself does not open.
 """
 
+import contextlib
 import io
 import os
 import posixpath
@@ -53,6 +54,11 @@ class Place(NamedTuple):
 
     def exists(self, name: str) -> bool:
         return self.system.get_file_info(self.within(name)).type == fs.FileType.File
+
+    def delete(self, name: str) -> None:
+        """Delete a file of this folder; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self.system.delete_file(self.within(name))
 
     def files(self) -> list[fs.FileInfo]:
         """All files at any depth, in the order of their names."""

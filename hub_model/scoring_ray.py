@@ -50,7 +50,8 @@ PIECE = 256  # pictures whose rows lie in one file; a lost worker has at most so
 LEAST_PIECE, SHARES = 8, 4  # small archives are cut so that every core gets a few pieces
 MOST_BLOCKS = 4000  # objects that the names are handed to Ray in
 HELD = 4096  # names that are gathered before they are packed together
-RETRIES = 5  # of a piece whose worker died; a picture that kills its reader must not be tried without end
+TRIES = 5  # of a piece whose workers die; a picture that kills its reader must not be tried without end
+SHARE = 0.5  # of a core that Ray books for an actor: it puts one on each core, and those of lost machines fit beside
 OPEN_ARCHIVES = 4  # that an actor remembers
 REACHED_WITHIN = 5  # seconds
 MISSING = Reason("there is no such file. Check the path; name one file, not a folder.", "missing")
@@ -197,8 +198,11 @@ def _prepared(results: list[Place], settings: dict[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if folder.is_local:
             stack.enter_context(locked(Path(folder.within(LOCK)), folder.name))
-            for torn in Path(folder.path).glob(".*.partial"):
-                torn.unlink()  # a killed worker's
+        for info in folder.files():
+            if info.base_name.startswith(".") and info.base_name.lstrip(".").startswith(
+                "part-"
+            ):  # of workers that were killed
+                folder.system.delete_file(info.path)
         if folder.exists(SETTINGS):
             with folder.system.open_input_stream(folder.within(SETTINGS)) as stream:
                 check_same(folder.name, json.loads(stream.read()), settings)
@@ -361,7 +365,7 @@ def _run(names: "pa.Table", order: Order, units: float) -> Iterator[dict[str, An
     pieces = -(-names.num_rows // order.size)
     blocks = min(pieces, MOST_BLOCKS)
     most = max(1, min(blocks, int(units)))
-    share = {"num_cpus": 1} if order.models.device == "cpu" else {"num_cpus": 0, "num_gpus": 1}
+    share = {"num_cpus": SHARE} if order.models.device == "cpu" else {"num_cpus": 0, "num_gpus": 1}
     told = ray.data.from_arrow(names, override_num_blocks=blocks).map_batches(
         Judge,
         fn_constructor_args=(order,),
@@ -369,8 +373,6 @@ def _run(names: "pa.Table", order: Order, units: float) -> Iterator[dict[str, An
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=most, max_size=max(most, blocks)),
-        max_task_retries=RETRIES,
-        max_restarts=-1,
         **share,
     )
     try:
@@ -452,7 +454,14 @@ class Judge:
         if self.out.exists(file):  # of an actor that was lost after it had written it
             with self.out.system.open_input_file(self.out.within(file)) as stream:
                 return Counter(parquet.read_table(stream, columns=["decision"])["decision"].to_pylist())
-        order = self.order
+        order, tries = self.order, [f".{file}.try{number}" for number in range(TRIES)]
+        untried = next((name for name in tries if not self.out.exists(name)), None)
+        if untried is None:
+            raise Failed(
+                f"{TRIES} workers died over the {len(entries)} pictures from {entries[0].name} to {entries[-1].name}. "
+                "Take out the one that does it."
+            )
+        self.out.write(untried, b"")
         found = self.screener.screen_many(
             ahead(self._source, entries, order.workers, 2 * order.batch_size + order.workers),
             order.operating_point,
@@ -470,6 +479,8 @@ class Judge:
         content = io.BytesIO()
         parquet.write_table(table(rows), content)
         self.out.write(file, content.getvalue())
+        for name in tries[: tries.index(untried) + 1]:
+            self.out.delete(name)
         return Counter(row["decision"] for row in rows)
 
     def _source(self, entry: Entry) -> Any:

@@ -26,7 +26,7 @@ EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 MODELS = scoring.Models("xray")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def node():
     """One node for all tests of this file, of two cores."""
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +80,7 @@ def read(out: Path) -> list[dict]:
     return pyarrow.dataset.dataset(out, format="parquet", exclude_invalid_files=True).to_table().to_pylist()
 
 
-def test_the_rows_are_those_of_one_machine_and_are_written_once(archive, expected, tmp_path):
+def test_the_rows_are_those_of_one_machine_and_are_written_once(node, archive, expected, tmp_path):
     os.link(archive / "deep" / "0.png", os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
     tally = scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat")
     os.remove(os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
@@ -102,7 +102,7 @@ def test_the_rows_are_those_of_one_machine_and_are_written_once(archive, expecte
     assert not scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat").decisions
 
 
-def test_pictures_elsewhere(archive, expected, tmp_path):
+def test_pictures_elsewhere(node, archive, expected, tmp_path):
     """Behind addresses of pyarrow's own file systems, and of fsspec's."""
     roots = [f"file://{archive}", f"simplecache::file://{archive}"]
     tally = scoring_ray.score([*roots, f"{roots[0]}/gone.png"], MODELS, f"file://{tmp_path}/out")
@@ -114,7 +114,7 @@ def test_pictures_elsewhere(archive, expected, tmp_path):
     assert tally.rubbish == 2
 
 
-def test_what_cannot_be_is_said(archive, tmp_path):
+def test_what_cannot_be_is_said(node, archive, tmp_path):
     expected_out = tmp_path / "c"
     expected_out.mkdir()
     (expected_out / "settings.json").write_text('{"models": {}}')
@@ -133,7 +133,7 @@ def test_what_cannot_be_is_said(archive, tmp_path):
         scoring_ray.score([archive], scoring.Models("xray", device="cuda"), tmp_path / "d")
 
 
-def test_a_machine_that_differs_is_told_apart(archive, tmp_path, monkeypatch):
+def test_a_machine_that_differs_is_told_apart(node, archive, tmp_path, monkeypatch):
     real = scoring.settings_of
     monkeypatch.setattr(scoring, "settings_of", lambda *given: real(*given) | {"models": "others"})
     with pytest.raises(Refused, match="has other models than the machine that started the run"):
@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_rows_so_far(judge, monkeypatch):
     real, written = places.Place.write, []
 
     def full(self, name, content):
-        if len(written) == 2:
+        if len(written) == 4:  # what says that a piece is tried, and the piece, twice
             raise OSError(28, "No space left on device")
         written.append(name)
         real(self, name, content)
@@ -211,6 +211,23 @@ def test_a_piece_that_a_lost_actor_has_written_is_not_judged_again(judge, monkey
     first = [row for table in actor(names) for row in table.to_pylist()]
     monkeypatch.setattr(actor, "screener", None)
     assert [row for table in actor(names) for row in table.to_pylist()] == first
+
+
+def test_a_piece_that_kills_its_workers_ends_the_run(judge, monkeypatch):
+    actor, names = judge
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt  # as abrupt as a test can be
+
+    monkeypatch.setattr(type(actor.screener), "screen_many", killed)
+    for _ in range(scoring_ray.TRIES):
+        with pytest.raises(KeyboardInterrupt):
+            next(actor(names))
+    told = next(actor(names)).to_pylist()[0]
+    assert told["failed"] and "5 workers died over the 4 pictures" in told["problem"]
+    out = places.place(actor.order.out)
+    with scoring_ray._prepared([out], actor.order.settings):  # given again, it is tried anew
+        assert not list(Path(out.path).glob(".part-*"))
 
 
 def test_the_command_says_that_nobody_answers(archive, tmp_path):
