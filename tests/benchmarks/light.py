@@ -80,8 +80,7 @@ import json
 print(json.dumps(found))
 """
 RAY = """
-import json, os, sys, threading, time
-from pathlib import Path
+import json, os, sys, time
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from ray.cluster_utils import Cluster
@@ -98,7 +97,9 @@ def watch(tally):
         killed.append(pieces[-1])
 began = time.perf_counter()
 tally = scoring_ray.score([files], scoring.Models(model), out, watch=watch)
-print(json.dumps({"seconds": time.perf_counter() - began, "killed_after": killed, "judged": tally.decisions.total()}))
+told = {"seconds": time.perf_counter() - began, "killed_after": killed, "judged": tally.decisions.total()}
+print(json.dumps(told), flush=True)
+cluster.shutdown()
 """
 
 
@@ -129,7 +130,7 @@ def run(
     )
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}")
     with report:
         per_unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
         return seconds, int(report.read()) * per_unit / 2**20, done.stdout
