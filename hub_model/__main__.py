@@ -90,7 +90,10 @@ def score(
         str | None, typer.Option(help="folder for pictures tinted by where the model looked")
     ] = None,
     per_slice: Annotated[
-        bool, typer.Option(help="a row for each slice of a CT series, not one for the series")
+        bool,
+        typer.Option(
+            help="a row for each slice of a CT series, not one for the series (with --engine ray always)"
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures that the network sees at once")] = BATCH,
     workers: Annotated[int, typer.Option(min=1, help="threads that read the next pictures")] = WORKERS,

@@ -183,9 +183,35 @@ def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray
     elif values.min() >= 0 and values.max() <= 255:
         return values.astype(np.uint8)
     shown = values if inside is None or not inside.any() else values[inside]
+    if values.dtype in (
+        np.uint16,
+        np.int16,
+    ):  # far fewer levels than a film has pixels: each is stretched once
+        least = np.iinfo(values.dtype).min
+        levels = np.arange(least, least + 2**16)
+        counts = np.bincount(shown.ravel().astype(np.int32) - least, minlength=2**16)
+        return _stretched(levels, *_ends(levels, counts))[values.astype(np.int32) - least]
     low, high = np.percentile(shown, PERCENTILES)
     if low == high:  # nearly all pixels are alike: keep what differs
         low, high = float(shown.min()), float(shown.max())
+    return _stretched(values, low, high)
+
+
+def _ends(levels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """The percentiles of levels in rising order that occur so often; the outermost where those are one."""
+    below = np.cumsum(counts)
+    places = np.array(PERCENTILES) / 100 * (below[-1] - 1)
+    lower, upper = (
+        levels[np.searchsorted(below, ends(places), side="right")].astype(np.float64)
+        for ends in (np.floor, np.ceil)
+    )
+    low, high = lower + (upper - lower) * (places % 1)
+    if low == high:  # nearly all pixels are alike: keep what differs
+        low, high = levels[counts > 0][[0, -1]]
+    return float(low), float(high)
+
+
+def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
     return np.rint(scaled * 255).astype(np.uint8)
 

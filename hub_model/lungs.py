@@ -181,12 +181,12 @@ def seen(image: Image.Image, lungs: Lungs) -> Image.Image:
     show, and what lies around the lungs has no say in it.
     """
     view = cut(image, lungs.box)
-    inside = Image.fromarray((lungs.outline >= LIKELY).astype(np.uint8) * 255)
-    inside = np.asarray(cut(inside, lungs.box).resize(view.size, Image.Resampling.BILINEAR)) > 127
-    grey = np.asarray(view)
-    counts = np.bincount(grey[inside] if lungs.found else grey.ravel(), minlength=256) + 1e-3
+    outline = Image.fromarray((lungs.outline >= LIKELY).astype(np.uint8) * 255)
+    inside = cut(outline, lungs.box).resize(view.size, Image.Resampling.BILINEAR)
+    mask = inside.point([255 * (level > 127) for level in range(256)]) if lungs.found else None
+    counts = np.array(view.histogram(mask)) + 1e-3
     darker = np.cumsum(counts) - counts / 2
-    return Image.fromarray((darker * (255 / counts.sum())).round().astype(np.uint8)[grey])
+    return view.point((darker * (255 / counts.sum())).round().astype(int).tolist())
 
 
 def placed(evidence: np.ndarray, box: Box | None) -> np.ndarray:

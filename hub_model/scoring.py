@@ -271,8 +271,8 @@ def drawing_name(name: str, number: int) -> str:
 
 
 def all_refused(tally: Tally) -> bool:
-    """Whether a run judged pictures and refused every one."""
-    return bool(tally.decisions) and tally.decisions[REFUSED] == tally.decisions.total()
+    """Whether a run judged pictures and refused every one; of one that goes on where another stopped it is not said."""
+    return bool(tally.decisions) and not tally.earlier and tally.decisions[REFUSED] == tally.decisions.total()
 
 
 def told(tally: Tally) -> str:

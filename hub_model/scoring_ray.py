@@ -119,6 +119,8 @@ def score(
 ) -> Tally:
     """Judge every picture under some paths with all machines of a Ray cluster; the rows are those of `scoring.score`.
 
+    CT series are judged slice by slice, a row a file, and volumes are refused: their slices lie in many pieces.
+
     Args:
         paths: as for `scoring.score`, and addresses of files and folders elsewhere.
         models: who judges; every machine opens them itself and must find the same weights.
@@ -146,7 +148,7 @@ def score(
         models = replace(models, model=os.path.abspath(models.model))
     screener = replace(models, device="cpu").opened(threads=1)
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
-    settings = scoring.settings_of(screener, operating_point, heat_maps is not None)
+    settings = scoring.settings_of(screener, operating_point, heat_maps is not None, per_slice=True)
     folder, tally = place(out), Tally()
     results = [folder, *([place(heat_maps)] if heat_maps else [])]
     for one in results:
@@ -418,7 +420,10 @@ class Judge:
                 )
         device = order.models.device.partition(":")[0]  # Ray shows each actor its own GPU alone
         self.screener = replace(order.models, device=device).opened(threads=1)
-        if scoring.settings_of(self.screener, order.operating_point, bool(order.heat_maps)) != order.settings:
+        found = scoring.settings_of(
+            self.screener, order.operating_point, bool(order.heat_maps), per_slice=True
+        )
+        if found != order.settings:
             raise Refused(
                 f"{host} has other models than the machine that started the run. Install the same covid-xct on every "
                 "machine."

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from hub_model import dicom, images
+from hub_model import dicom, grey, images
 from hub_model.grey import ImageRefused
 from hub_model.images import frame_count, read_image
 from tests.bad_files import (
@@ -593,3 +593,18 @@ def test_a_picture_for_several_models_is_decoded_once(tmp_path, monkeypatch):
     assert all(
         one.reason.code == "missing" for one in images.read_for(tmp_path / "b.png", ("xray", "ct")).values()
     )
+
+
+def test_16_bits_are_stretched_level_by_level_as_pixel_by_pixel():
+    random = np.random.default_rng(0)
+    for kind in (np.uint16, np.int16):
+        for _ in range(20):
+            shape = tuple(random.integers(1, 60, 2))
+            values = (random.normal(0, 10 ** random.uniform(0, 4), shape)).clip(-30000, 30000).astype(kind)
+            inside = random.choice([None, 1]) and random.random(shape) < 0.5
+            assert np.array_equal(
+                grey.to_8_bit(values, inside), grey.to_8_bit(values.astype(np.int64), inside)
+            )
+        flat = np.full((40, 40), 3000, kind)
+        flat[0, 0] = 2000
+        assert np.array_equal(grey.to_8_bit(flat), grey.to_8_bit(flat.astype(np.int64)))

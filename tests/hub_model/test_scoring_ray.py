@@ -135,7 +135,9 @@ def test_what_cannot_be_is_said(node, archive, tmp_path):
 
 def test_a_machine_that_differs_is_told_apart(node, archive, tmp_path, monkeypatch):
     real = scoring.settings_of
-    monkeypatch.setattr(scoring, "settings_of", lambda *given: real(*given) | {"models": "others"})
+    monkeypatch.setattr(
+        scoring, "settings_of", lambda *given, **more: real(*given, **more) | {"models": "others"}
+    )
     with pytest.raises(Refused, match="has other models than the machine that started the run"):
         scoring_ray.score([archive], MODELS, tmp_path / "out")
 
@@ -182,7 +184,7 @@ def test_a_place_that_stops_answering_is_asked_again(tmp_path, monkeypatch):
 @pytest.fixture
 def judge(archive, tmp_path):
     """An actor in this process, and the names of a piece."""
-    settings = scoring.settings_of(MODELS.opened(threads=1), None, False)
+    settings = scoring.settings_of(MODELS.opened(threads=1), None, False, per_slice=True)
     order = scoring_ray.Order(MODELS, settings, (), (), str(tmp_path / "out"), None, None, 2, 1, 4)
     (tmp_path / "out").mkdir()
     entries = scoring_ray._entries([archive / "deep"], scoring.Tally(), [])

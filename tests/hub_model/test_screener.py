@@ -22,7 +22,7 @@ from PIL import Image
 from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder, lungs
 from hub_model.backends import View
 from hub_model.evidence import view
-from hub_model.guard import Guard, Statistics, is_blank
+from hub_model.guard import BLANK_DEVIATION, Guard, Statistics, is_blank
 from hub_model.lung_net import LungNet
 from hub_model.refused import Reason
 from hub_model.screener import chosen, decide
@@ -486,3 +486,13 @@ def test_a_view_without_its_lung_network_is_refused(cut_run, tmp_path):
         (run / name).unlink(missing_ok=True)
     with pytest.raises(hub_folder.FolderRefused, match="cut to their lungs"):
         Screener.from_pretrained(run)
+
+
+def test_blank_pictures_are_told_by_their_levels_as_by_their_pixels():
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        side, spread = int(random.integers(33, 90)), float(random.uniform(0, 6))
+        grey = np.clip(random.normal(random.uniform(0, 255), spread, (side, side)), 0, 255).astype(np.uint8)
+        grey[: int(random.integers(0, 3))] = 255
+        low, high = np.percentile(grey.astype(float), [1, 99])
+        assert is_blank(Image.fromarray(grey)) == (np.clip(grey, low, high).std() < BLANK_DEVIATION)
