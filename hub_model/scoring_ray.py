@@ -146,6 +146,7 @@ def score(
     """
     if os.path.isdir(models.model):
         models = replace(models, model=os.path.abspath(models.model))
+    models = replace(models, sites=tuple(map(os.path.abspath, models.sites)))
     screener = replace(models, device="cpu").opened(threads=1)
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
     settings = scoring.settings_of(screener, operating_point, heat_maps is not None, per_slice=True)
@@ -164,6 +165,7 @@ def score(
         here = [os.path.abspath(path) for path in paths if not is_remote(path) and os.path.exists(path)]
         here += [one.path for one in results if one.is_local]
         here += [models.model] if os.path.isabs(models.model) else []
+        here += models.sites
         with _cluster(address):
             units = _units(models.device)
             size = min(PIECE, max(LEAST_PIECE, names.num_rows // int(SHARES * units)))
