@@ -51,6 +51,9 @@ class Slices(Sequence):
     def __len__(self) -> int:
         return len(self._readers)
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} slices>"
+
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return Slices(self._readers[place])

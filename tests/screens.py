@@ -66,10 +66,10 @@ def shoot(page: Page, path: Path, full: bool = True) -> None:
 
 
 def series(folder: Path) -> Path:
-    """A synthetic CT series, all slices in one DICOM file."""
+    """A synthetic CT series as NIfTI."""
     from train.phantom.phantom import phantom
 
-    return next(phantom(folder / "phantoms", n=2, modality="ct", dicom=True).glob("series/*.dcm"))
+    return next(phantom(folder / "phantoms", n=2, modality="ct", dicom=True).glob("series_nifti/*"))
 
 
 def main() -> None:
