@@ -262,7 +262,7 @@ def _nrrd(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
     )
     lines, skipped = (int(told.get(f"{what} skip", told.get(f"{what}skip", 0))) for what in ("line", "byte"))
     if packing is None or lines:
-        raise _layout(f"written as {told['encoding']}")
+        raise _layout("written as text, or packed in another way")
     offset = end.end() if end else len(head)
     if name := told.get("data file", told.get("datafile")):
         source, offset = _companion(beside, source, named=str(name)), 0
@@ -379,7 +379,7 @@ def _kind(word: str, order: str) -> np.dtype:
             if kind[1] != "1" and order not in ("little", "big"):
                 raise ValueError("no byte order")
             return np.dtype(kind).newbyteorder(">" if order == "big" else "<")
-    raise _layout(f"of type {word[:20]}")
+    raise _layout("of another type")  # its word is not repeated: anything can stand there
 
 
 def _layout(what: str) -> ImageRefused:
