@@ -1,8 +1,8 @@
 """Attempts of a search, one JSON object a line, into a table: what was tried, by which rule, and what each gave.
 
 `python -m tests.benchmarks.choice ATTEMPTS.jsonl RULE.md NAME` writes docs/measured/NAME.json and NAME.md; NAME is one
-of the sets of columns (`choice_xray`, `choice_ct`, `tune_xray`). The rule is prose; a figure of the table is not typed
-into it but named, as `{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
+of the sets of columns in `COLUMNS`. The rule is prose; a figure of the table is not typed into it but named, as
+`{attempt | column}`. With NAME alone the page is written anew from docs/measured/NAME.json.
 """
 
 import json
@@ -75,6 +75,16 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "flips, worst": worst_flip,
         "border only": number("border_only"),
         "score": number("S"),
+    },
+    "choice_family": {
+        "attempt": lambda row: row["name"],
+        "validation": number("val"),
+        "soares-ct unseen": number("soares"),
+        "inside ieee8023": number("inside_ieee"),
+        "false alarms tb-qatar": number("tb_alarms", percent=True),
+        "flips, mean": number("mean_flips", percent=True),
+        "flips, worst": worst_flip,
+        "score": number("score"),
     },
 }
 
