@@ -88,7 +88,17 @@ def earlier() -> list[dict]:
 def write_documented(rows: list[dict]) -> None:
     head = ["network", "recipe", "learnt from", "published: accuracy", "its COVID sensitivity / specificity",
             "ours: accuracy", "sensitivity", "specificity", "AUROC", "flips, mean", "flips, worst change"]  # fmt: skip
-    lines = [[label(r), by(r), f"{r['images']['train']:,}", *published(r), *ours(r), *flips(r)] for r in rows]
+    lines = [
+        [
+            label(r),
+            by(r),
+            f"{r.get('learnt_from', r['images']['train']):,}",
+            *published(r),
+            *ours(r),
+            *flips(r),
+        ]
+        for r in rows
+    ]
     precision = " in bfloat16" if all(row["bf16"] for row in rows) else ""
     text = (
         "The documented networks by their own recipes and by one for the whole family (`family` in "
@@ -191,6 +201,7 @@ def read(run: Path) -> dict:
     at = evaluation["test"]["at"][POINT]
     return {
         **row,
+        "learnt_from": sum(evaluation["data"]["counts"]["train"][label] for label in hub_folder.LABELS),
         "sources": sorted(evaluation["test_by_source"]),
         "flips": turned(evaluation.get("audits", {}).get("harmless")),
         "validation_auroc": evaluation["validation"]["auroc"]["value"],
