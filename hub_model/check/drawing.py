@@ -41,8 +41,8 @@ def roc(curve: Sequence[Sequence[float]], points: Mapping[str, Mapping[str, Any]
     marks = "".join(
         f'<circle cx="{_x(1 - row["specificity"]["value"]):.1f}" cy="{_y(row["sensitivity"]["value"]):.1f}" r="4" '
         f'class="mark"/><text x="{_x(1 - row["specificity"]["value"]) + 8:.1f}" '
-        f'y="{_y(row["sensitivity"]["value"]) + 13:.1f}">{escape(name)}</text>'
-        for name, row in points.items()
+        f'y="{_y(row["sensitivity"]["value"]) + 14 + 13 * place:.1f}">{escape(name)}</text>'
+        for place, (name, row) in enumerate(points.items())
         if None not in (row["sensitivity"]["value"], row["specificity"]["value"])
     )
     chance = f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" class="chance"/>'

@@ -578,7 +578,8 @@ def _limits(told: Mapping[str, Any]) -> list[str]:
     if measured["calibration"]["more_than_chance"]:
         said.append(
             f"Its probabilities are off by {measured['ece']['value']:.2f} on average, more than chance explains "
-            f"({measured['calibration']['high']:.2f}): do not read them as probabilities here. `--adapt` fits them."
+            f"({measured['calibration']['high']:.2f}): do not read them as probabilities here. "
+            "covid-xct check --adapt fits them."
         )
     said.append(
         f"It refused {100 * (told['refused']['share']['value'] or 0):.0f} % of the pictures; nothing is known of those."
