@@ -1,5 +1,6 @@
 """Archives on a Ray cluster: the rows are those of one machine, wherever the pictures lie."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,13 @@ def node():
     """One node for all tests of this file, of two cores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(EXAMPLES.parents[1]))
-        with scoring_ray._cluster(None):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(scoring_ray._cluster(None))
+            except Refused as refusal:
+                if "timed out" in str(refusal):  # Ray gives its own processes half a minute
+                    pytest.skip(f"this machine is too busy: {refusal}")
+                raise
             yield
 
 
@@ -133,15 +141,6 @@ def test_what_cannot_be_is_said(node, archive, tmp_path):
         scoring_ray.score([archive], scoring.Models("xray", device="cuda"), tmp_path / "d")
 
 
-def test_a_machine_that_differs_is_told_apart(node, archive, tmp_path, monkeypatch):
-    real = scoring.settings_of
-    monkeypatch.setattr(
-        scoring, "settings_of", lambda *given, **more: real(*given, **more) | {"models": "others"}
-    )
-    with pytest.raises(Refused, match="has other models than the machine that started the run"):
-        scoring_ray.score([archive], MODELS, tmp_path / "out")
-
-
 class Flaky:
     """A file whose reads fail some times."""
 
@@ -206,6 +205,17 @@ def test_a_full_disk_ends_the_run_and_keeps_the_rows_so_far(judge, monkeypatch):
     assert [row["failed"] for row in told] == [False, False, True]
     assert "No space left" in told[-1]["problem"] and "the same command goes on" in told[-1]["problem"]
     assert len(read(Path(actor.order.out))) == 8
+
+
+def test_a_machine_that_differs_is_told_apart(judge, tmp_path):
+    actor, names = judge
+    for change, words in (
+        ({"settings": {"models": "others"}}, "has other models than the machine that started the run"),
+        ({"seen": (str(tmp_path / "gone"),)}, f"has no {tmp_path}/gone"),
+    ):
+        told = next(scoring_ray.Judge(replace(actor.order, **change))(names)).to_pylist()[0]
+        assert words in told["problem"] and not told["failed"]
+    assert not read(Path(actor.order.out))
 
 
 def test_a_piece_that_a_lost_actor_has_written_is_not_judged_again(judge, monkeypatch):
