@@ -102,6 +102,7 @@ began = time.perf_counter()
 tally = scoring_ray.score([files], scoring.Models(model), out, watch=watch)
 told = {"seconds": time.perf_counter() - began, "killed_after": killed, "judged": tally.decisions.total()}
 print(json.dumps(told), flush=True)
+ray.shutdown()
 cluster.shutdown()
 """
 
