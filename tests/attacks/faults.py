@@ -116,6 +116,7 @@ class _Sizes:
     """Stands for a model: its answer is the mean of a picture, so that a run costs nothing but reading and writing."""
 
     modality, operating_points, screening = "ct", {"balanced": {"threshold": 0.5}}, {}
+    site = prevalence = None
 
     def screen_many(self, sources: Any, *_: Any, **__: Any) -> Any:
         from hub_model import Finding

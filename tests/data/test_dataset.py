@@ -1,6 +1,7 @@
 """From folders to a data set one can trust: what is written, what is refused, and what survives a kill."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -152,7 +153,8 @@ def test_datasets_opens_it_without_us(prepared):
 def test_the_files_beside_it(prepared):
     listed = manifest(prepared)
     assert len(listed) == 48
-    one = listed["CT/COVID/3.png"]
+    picture = prepared.parent / "set" / "CT" / "COVID" / "3.png"
+    one = listed[hashlib.sha256(picture.read_bytes()).hexdigest()[:16]]
     assert (one["mode"], one["width"], one["height"], one["label"]) == ("PNG L", 80, 64, "COVID")
     assert one["bytes"] > 0 and len(one["sha256"]) == 64 and one["split"] in PARTS and one["refused"] is None
     told = json.loads((prepared / "split.json").read_text())
@@ -167,8 +169,17 @@ def test_the_files_beside_it(prepared):
         assert sheet.width == 1120
 
 
+def test_what_a_process_killed_after_its_last_step_left_goes_with_the_next_run(tmp_path):
+    given = {"families": "known", "jobs": 1}
+    out = prepare([archive(tmp_path / "set")], tmp_path / "out", **given)
+    (tmp_path / "out.partial" / "work").mkdir(parents=True)
+    prepare([tmp_path / "set"], out, **given)
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_origin_is_what_the_data_say_and_not_what_flags_default_to(tmp_path):
-    out = prepare([archive(tmp_path / "set")], tmp_path / "out", families="known", seed=7, jobs=1)
+    given = {"families": "known", "seed": 7, "jobs": 1, "keep_names": True}
+    out = prepare([archive(tmp_path / "set")], tmp_path / "out", **given)
     data, origin = open_data(out)
     assert (origin.split, origin.seed, origin.families, origin.leaking) == ("family", 7, "known", False)
     assert (origin.ratios, origin.long_side, origin.sources) == ((0.7, 0.15, 0.15), None, ("set",))

@@ -436,12 +436,15 @@ class TestLooks:
         page.wait_for_selector(f"{ANSWER} .probability")
         page.locator("[data-report] summary").click()
         check("answer")
-        for tab, name, done in ((1, "batch", "table.findings"), (2, "series", ".strip")):
+        for tab, name, *parts in (
+            (1, "batch", "table.findings", ".failures"),
+            (2, "series", ".refused", ".strip"),
+        ):
             open_tab(page, tab)
             choose_and_wait(page, [chest, letter])
             start(page)
-            page.wait_for_selector(f"{done}:visible")
-            page.wait_for_selector('[role="tabpanel"]:visible .failures', state="attached")
+            for part in parts:
+                page.wait_for_selector(f'[role="tabpanel"]:visible {part}', state="attached")
             check(name)
         open_tab(page, 3)
         page.wait_for_selector(".model table.figures")
@@ -458,8 +461,11 @@ class TestLooks:
         check("check")
         report = tmp_path / "report.html"
         report.write_text(page.locator("iframe.check").get_attribute("srcdoc"), "utf-8")
-        page.goto(report.as_uri())  # axe does not look into a frame without scripts
+        visitor, page = page, page.context.browser.new_page(color_scheme=theme)
+        page.goto(report.as_uri())  # by itself: axe does not look into a frame without scripts
         check("report")
+        page.close()
+        visitor.bring_to_front()
         assert not problems
 
 

@@ -888,6 +888,7 @@ class TestFigures:
     def test_an_unmeasured_model_says_so(self, screeners):
         class Unmeasured:
             path, modality, operating_points = Path("nowhere"), "ct", {"default": {"threshold": 0.5}}
+            site = None
 
         assert "not measured" in views.figures(Unmeasured(), "default", "en")
 

@@ -53,7 +53,13 @@ def test_a_rule_speaks_of_as_many_slices_as_nearly_all_patients_have():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return Path(shutil.copytree(hub_folder.embedded()["ct"], tmp_path / "ct"))
+    """The embedded CT network as it is before its rule for series is fitted."""
+    run = Path(shutil.copytree(hub_folder.embedded()["ct"], tmp_path / "ct"))
+    for file, key in (("evaluation.json", "patients"), ("screening.json", "series")):
+        told = json.loads((run / file).read_text())
+        told.pop(key, None)
+        (run / file).write_text(json.dumps(told))
+    return run
 
 
 def parts(count: int) -> dict[str, datasets.Dataset]:

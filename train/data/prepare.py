@@ -9,6 +9,7 @@ The folder it writes, which `datasets.load_dataset` opens anywhere:
     README.md                                the data set card
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from hub_model.check.headers import LEFT_OUT
 from hub_model.check.labels import Row
 from hub_model.check.sources import open_sources
 from hub_model.hub_folder import LABELS
-from hub_model.whole import held
+from hub_model.whole import InUse, held
 
 from .grouping import code_hash, group
 from .leak_report import contact_sheet, families_of, leak_report, sheet_entries
@@ -105,6 +106,7 @@ def prepare(
     settings["inputs"] = input_hash(rows, settings if keep_names else {**settings, "names": HASHED})
     settings["names"] = KEPT if keep_names else HASHED
     if _is_finished(out, settings["inputs"]):
+        _drop(_unfinished(out))  # of a process that was killed after its last step
         _say(f"{out}: was prepared before from the same files")
         return out
     kept = f" The finished work in {out.name}.partial is not redone."
@@ -125,7 +127,7 @@ def _prepare(
         An entry per row.
     """
     look = settings["families"] == "found"
-    partial = out.with_name(out.name + ".partial")
+    partial = _unfinished(out)
     (partial / "work").mkdir(parents=True, exist_ok=True)
     pictures = [row for row in rows if row.skipped is None]
     jobs = jobs or (joblib.cpu_count() if len(pictures) > SMALL else 1)
@@ -143,6 +145,17 @@ def _prepare(
         os.replace(partial / "final", out)
         shutil.rmtree(partial, ignore_errors=True)
     return [*entries, *others]
+
+
+def _unfinished(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _drop(partial: Path) -> None:
+    """Remove unfinished work that no process holds."""
+    if partial.is_dir():
+        with contextlib.suppress(InUse), held(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check(settings: Mapping, allow_leak: bool) -> None:

@@ -64,6 +64,8 @@ def _slices(row: Row, every: int) -> Iterator[Row]:
 
 def _head(ref: Path | Packed) -> bytes:
     if isinstance(ref, Path):
+        if not ref.is_file():  # a pipe would wait for its writer; reading the row tells of it
+            return b""
         with open(ref, "rb") as stream:
             return stream.read(HEAD)
     return read_bytes(ref)[:HEAD]

@@ -1,8 +1,8 @@
 """The figures of a screening test as a module of the ``evaluate`` library.
 
-It computes with `hub_model.check.metrics` and is what the verb `evaluate` scores with. Elsewhere it loads by path,
-offline, as ``evaluate.load("train/measure/screening_figures.py")``, or from the Space that the verb `publish-metric`
-makes of it, as ``evaluate.load("ORG/screening_figures")``. Only who imports this file pays for importing ``evaluate``.
+It computes with the functions of the site check and is what the verb `evaluate` scores with. Elsewhere it loads by
+path, offline, as ``evaluate.load("train/measure/screening_figures.py")``, or from the Space that the verb
+`publish-metric` makes of it, as ``evaluate.load("ORG/screening_figures")``. Only who imports this file pays for importing ``evaluate``.
 """
 
 import datasets
