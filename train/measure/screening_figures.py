@@ -2,7 +2,8 @@
 
 It computes with the functions of the site check and is what the verb `evaluate` scores with. Elsewhere it loads by
 path, offline, as ``evaluate.load("train/measure/screening_figures.py")``, or from the Space that the verb
-`publish-metric` makes of it, as ``evaluate.load("ORG/screening_figures")``. Only who imports this file pays for importing ``evaluate``.
+`publish-metric` makes of it, as ``evaluate.load("ORG/screening_figures")``. Only who imports this file pays for
+importing ``evaluate``.
 """
 
 import datasets
