@@ -24,20 +24,22 @@ CHECK = "check"
 
 
 class Verbs(typer.core.TyperGroup):
-    """Knows `check` by its line of help; its module, and the packages of the extra `check`, wait until it is run."""
+    """The commands. `check` is known by its line of help; its module, and the packages of the extra `check`, are
+    imported only when it is run.
+    """
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
-        """Name the verbs."""
+        """List the names of all commands, `check` among them."""
         return [*super().list_commands(ctx), CHECK]
 
     def get_command(self, ctx: typer.Context, name: str) -> Any:
-        """Find a verb; for `check` a stand-in with its line of help."""
+        """Find a command; for `check` return a stand-in with its line of help."""
         if name != CHECK:
             return super().get_command(ctx, name)
         return _single(lambda: None, "Check a model on labelled pictures of your own, or plan such a check.")
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Import `check` where it is to be run.
+        """Find the command to run; import `check` only if it is that one.
 
         Raises:
             WrongOptions: a package of the extra is missing.
@@ -111,8 +113,8 @@ def score(
         float | None, typer.Option(help="share of COVID-19 where you are: adds P(COVID) there")
     ] = None,
 ) -> None:
-    """Screen pictures: one row a file, one a CT series (DICOM slices, NIfTI, NRRD, MetaImage, many frames). What cannot
-    be judged gets a row with decision "refused" and the reason.
+    """Screen pictures: one row for each file, one for a CT series (DICOM slices, NIfTI, NRRD, MetaImage, many frames).
+    What cannot be judged gets a row with decision "refused" and the reason.
 
     Exit code 1 where every file was refused.
     """
@@ -142,7 +144,7 @@ def score(
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[scoring.Tally], None]]:
-    """Show a bar; yields what is to be called after every row."""
+    """Show a progress bar; yield the function to call after every row."""
     columns = (TextColumn("screening"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
@@ -195,7 +197,7 @@ def info(
     model: Annotated[str, typer.Argument(help=f"{NAMES}, a hub folder, or a Hub id")],
     revision: Annotated[str | None, typer.Option(help="revision of a Hub id")] = None,
 ) -> None:
-    """Say what a model is: modality, architecture, operating points and the figures they were chosen on (JSON)."""
+    """Print a model's modality, architecture, operating points and the figures they were chosen on (JSON)."""
     folder = hub_folder.load(model, revision)
     shown = {key: folder.screening.get(key) for key in ("modality", "calibrated", "operating_points")}
     shown["leaks"] = (folder.screening.get("provenance") or {}).get("split") == "random"

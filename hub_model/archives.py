@@ -214,7 +214,7 @@ def _check(entries: int, unpacked: int, limits: Limits) -> None:
 
 @contextmanager
 def _unpacking(info: zipfile.ZipInfo | tarfile.TarInfo) -> Iterator[None]:
-    """Turn whatever a decoder raises at damaged data into a refusal; their lists of exceptions are open."""
+    """Turn any exception of a decoder on damaged data into a refusal; no decoder's list of exceptions is complete."""
     try:
         yield
     except ArchiveRefused:
@@ -298,8 +298,9 @@ def _unpacked(opened: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> byt
 
 
 def _check_overlap(infos: list[zipfile.ZipInfo], end: int) -> None:
-    """Refuse entries that share bytes: a small file could unpack to terabytes (Fifield, 'A better zip bomb', WOOT
-    2019).
+    """Refuse entries that share bytes: a small file could unpack to terabytes.
+
+    Source: Fifield, 'A better zip bomb', WOOT 2019.
     """
     places = sorted((info.header_offset, info.compress_size) for info in infos)
     for (start, size), (following, _) in pairwise([*places, (end, 0)]):
@@ -311,7 +312,7 @@ def _check_overlap(infos: list[zipfile.ZipInfo], end: int) -> None:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Give a name as it was meant: zipfile takes names without the UTF-8 flag for code page 437."""
+    """Decode a name as its author meant it: zipfile reads names without the UTF-8 flag as code page 437."""
     name = info.orig_filename.partition("\0")[0]
     if info.flag_bits & 0x800:
         return name
@@ -339,7 +340,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _unpacked_start(stream: IO[bytes]) -> bytes:
-    """Unpack the first block of a tar; of other files, what there is of it."""
+    """Read the first 512 bytes, a tar's first block, unpacked if compressed; fewer if the file is short or damaged."""
     stream.seek(0)
     head = stream.read(512)
     stream.seek(0)
@@ -419,12 +420,12 @@ def _leads_outside(name: str) -> bool:
 
 
 def _posix(name: str) -> str:
-    """Write a name with slashes: 'CT\\COVID\\./1.png' -> 'CT/COVID/1.png'; empty for a name of nothing, such as '.'."""
+    """Write a name with slashes: 'CT\\COVID\\./1.png' -> 'CT/COVID/1.png'; empty for a name such as '.'."""
     return "/".join(part for part in re.split(r"[/\\]", name) if part not in ("", "."))
 
 
 def _keep(archive: Archive, members: list[Member]) -> None:
-    """Leave out what systems add, and entries that name nothing."""
+    """Set an archive's members without files that systems add and entries without a name; count those left out."""
     kept = []
     for member in members:
         *folders, name = PurePosixPath(member.name).parts or ("",)

@@ -38,7 +38,7 @@ class Backend(Protocol):
     """Runs one network; safe to share between threads."""
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
-        """Look at pixels (N, 3, H, W), float32, as the preprocessing gives them."""
+        """Run the network on pixels (N, 3, H, W), float32, as the preprocessing gives them."""
 
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -100,7 +100,7 @@ class Session:
         return session
 
     def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Compute outputs by name from inputs by name."""
+        """Compute the named outputs from the named inputs."""
         if os.getpid() != self._process:  # after a fork the threads of the session are not there
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # taking it down would wait for them
             self._session, self._process = self._started(), os.getpid()
@@ -138,7 +138,7 @@ class OnnxRuntime:
             )
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
-        """Look at pixels; see `Backend`."""
+        """Run the network on pixels; see `Backend`."""
         logits, heat, features = self._session.run(
             ["logits", "heatmap", "features"], {"pixel_values": pixels}
         )
@@ -146,7 +146,7 @@ class OnnxRuntime:
 
 
 def runtime() -> ModuleType:
-    """Import ONNX Runtime, told to keep to itself.
+    """Import ONNX Runtime with its telemetry switched off.
 
     From version 1.32 on it reports every session to ``mobile.events.data.microsoft.com``, from C and unasked, unless
     this variable was set before it is imported; `onnxruntime.disable_telemetry_events` comes too late.
@@ -200,7 +200,7 @@ class TorchNetwork:
         self._process = os.getpid()
 
     def run(self, pixels: np.ndarray, *, heat_maps: bool) -> View:
-        """Look at pixels; see `Backend`."""
+        """Run the network on pixels; see `Backend`."""
         torch, evidence = self._torch, self._evidence
         if (
             os.getpid() != self._process

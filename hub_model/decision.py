@@ -6,7 +6,7 @@ POSITIVE, NEGATIVE, INCONCLUSIVE, REFUSED = "positive", "negative", "inconclusiv
 
 
 def decide(probability: float, point: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Decision and reasons for a probability at an operating point.
+    """Turn a probability into a decision at an operating point, with the reasons for it.
 
     Raises:
         ValueError: the probability, the threshold or an end of the band is no number from 0 to 1.

@@ -223,7 +223,7 @@ def read_grey(
 
 
 def grey_of(stream: BinaryIO, header: Header, index: int, modality: str | None = None) -> np.ndarray:
-    """One frame of a file whose header is at hand: of a file with many frames it need not be read for each.
+    """Read one frame of a file whose header was read before, so that many frames do not need it read again.
 
     Raises:
         ImageRefused: see `hub_model.images.read_image`.
@@ -265,7 +265,7 @@ def _greys_of(
 
 
 def _undecodable(syntax: str | None) -> Reason:
-    """Say that pixels cannot be unpacked."""
+    """Return the reason why pixels cannot be unpacked."""
     if syntax not in codecs.READ:
         return Reason("the file is damaged, cut short or without pixels. Export it again.", "damaged")
     name = _name_of(syntax)
@@ -288,7 +288,7 @@ def _grey(cells: np.ndarray, tags: Dataset, syntax: str | None, modality: str | 
 
 
 def _syntax_and_size(stream: BinaryIO) -> tuple[uid.UID | None, int]:
-    """Transfer syntax, and size of the file in bytes, inflated.
+    """Read the transfer syntax, and the size of the file in bytes, inflated.
 
     A deflated file can inflate a thousandfold, and pydicom inflates all of it at once.
     """
@@ -325,7 +325,7 @@ def _check_items(stream: BinaryIO) -> None:
 
 
 def _check_syntax(syntax: uid.UID | None) -> None:
-    """Refuse what no decoder here reads, video for example, by its name."""
+    """Refuse a transfer syntax that no decoder here reads, such as video, and name it where it is a standard one."""
     if syntax is None or syntax in NATIVE or syntax in codecs.READ:
         return
     name = _name_of(syntax)
@@ -385,7 +385,7 @@ def _word(tags: Dataset, keyword: str) -> str:
 
 
 def _is_ct(tags: Dataset) -> bool:
-    """By the modality or, where that says nothing, by the kind of object (SOP class)."""
+    """Say whether a file is CT, by the modality or, where that says nothing, by the kind of object (SOP class)."""
     kind = _word(tags, "Modality")
     return kind == "CT" or (kind in UNSPECIFIC and _word(tags, "SOPClassUID") in CT_CLASSES)
 
@@ -410,7 +410,7 @@ def _check_kind(tags: Dataset, modality: str | None) -> None:
 
 
 def _refuse_modality(kind: str, modality: str) -> None:
-    """Name the file's modality only where it is one of the standard's: anything can stand there."""
+    """Refuse a file of another modality, named only where it is one of the standard's: anything can stand there."""
     known = kind in KNOWN_MODALITIES
     raise ImageRefused(
         f"by its DICOM header it is of {f'modality {kind}' if known else 'another modality'}, and this model reads "
@@ -427,7 +427,10 @@ def _several(value: object) -> list:
 
 
 def _is_lateral(tags: Dataset) -> bool:
-    """By view position (PS3.3 C.8.1.1) or view code (PS3.16 CID 4010); a decubitus film is a frontal view."""
+    """Say whether a view is lateral or oblique, by view position (PS3.3 C.8.1.1) or view code (PS3.16 CID 4010).
+
+    A decubitus film is a frontal view.
+    """
     meanings = [str(item.get("CodeMeaning") or "").lower() for item in tags.get("ViewCodeSequence") or []]
     coded = any(
         ("lateral" in text or "oblique" in text or "sagittal" in text) and "decubitus" not in text
@@ -437,7 +440,7 @@ def _is_lateral(tags: Dataset) -> bool:
 
 
 def _tags_of_frame(header: Header, index: int) -> Dataset:
-    """The elements that count for one frame, those of its groups among them; the header stays as it was."""
+    """Collect the elements that count for one frame, those of its groups among them; the header stays as it was."""
     each, shared = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
     groups = [
         *(header.tags.get(shared) or [])[:1],
@@ -628,7 +631,7 @@ def _lookup_table(item: Dataset, signed: bool) -> _Table | None:
 def _in_hounsfield(
     values: np.ndarray, inside: np.ndarray | None, tags: Dataset, modality: str | None
 ) -> bool:
-    """Say whether rescaled values are HU: by the file's own word, or because they can be nothing else.
+    """Say whether rescaled values are HU: because the file says so, or because they can be nothing else.
 
     Raises:
         ImageRefused: CT whose values are not HU, or whose file does not say how they become HU; HU where an
@@ -710,7 +713,7 @@ def _windowed(values: np.ndarray, inside: np.ndarray | None, tags: Dataset) -> n
 
 
 def _through_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray | None:
-    """Apply a window by the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3; None where its width has no sense."""
+    """Apply a window by the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3; None where its width makes no sense."""
     values = values.astype(np.float64)
     if function == "SIGMOID" and width > 0:
         with np.errstate(over="ignore"):  # far outside

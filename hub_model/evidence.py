@@ -63,7 +63,7 @@ def local_evidence(features: Tensor, gradient: Tensor, odds: Tensor) -> Tensor:
 
 
 def heat_map(model: nn.Module, pixels: Tensor, class_index: int = 1) -> np.ndarray:
-    """Compute where one picture speaks for the class.
+    """Compute a heat map of where one picture speaks for the class.
 
     Args:
         model: A timm network with two logits, in evaluation mode, whose `forward_features` is a map (N, C, h,
@@ -88,7 +88,7 @@ def heat_map(model: nn.Module, pixels: Tensor, class_index: int = 1) -> np.ndarr
 
 
 def heat_map_of_features(model: nn.Module, features: Tensor, class_index: int = 1) -> np.ndarray:
-    """Compute the heat map of a feature map (1, C, h, w) that is at hand already; saves a second run of the network."""
+    """Compute the heat map from a known feature map (1, C, h, w); this saves a second run of the network."""
     if features.ndim != 4:
         raise ValueError(
             f"This network's features have the shape {tuple(features.shape)}; a heat map needs (N, C, h, w). "

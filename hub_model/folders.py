@@ -89,7 +89,7 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which slice 9 comes before slice 10.
+    """Return a sort key by which slice 9 comes before slice 10.
 
     Only the digits 0 to 9 count as numbers, and they are compared as text of equal length: int() fails at circled
     digits and at more than 4,300 of them (natsort 8.4 does on the latter).
@@ -104,7 +104,7 @@ def _identity(info: os.stat_result) -> tuple[int, int]:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Stat a path; None for a link that leads nowhere or in a circle."""
+    """Read the status of a path; None for a link that leads nowhere or in a circle."""
     try:
         return path.stat()
     except OSError:

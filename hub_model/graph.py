@@ -141,8 +141,9 @@ def check_answers(
 
 
 def _differences(found: View, expected: View) -> dict[str, float]:
-    """Measure the largest difference by output, relative to its largest value or 1: a sum is rounded as its largest
-    terms are.
+    """Measure the largest difference by output, relative to its largest value or 1.
+
+    A sum is rounded as its largest terms are.
     """
     return {
         name: float(np.abs(a - b).max() / max(1, np.abs(b).max())) if a.shape == b.shape else np.inf
@@ -151,7 +152,7 @@ def _differences(found: View, expected: View) -> dict[str, float]:
 
 
 def _accepted(differences: dict[str, float], further: dict[str, float] | None = None) -> bool:
-    """Say whether all lie within MAX_DIFFERENCE, or within what is accepted besides; NaN never does."""
+    """Say whether all differences lie within MAX_DIFFERENCE, or within what is accepted besides; NaN never does."""
     further = further or {}
     return all(
         differences[name] <= max(limit, further.get(name, 0)) for name, limit in MAX_DIFFERENCE.items()
@@ -222,7 +223,7 @@ def head_gradient(model: nn.Module, pixels: Tensor) -> nn.Module:
 def _exported(
     model: nn.Module, pixels: Tensor, place: object
 ) -> tuple[onnx.ModelProto, dict[str, str | None]]:
-    """Export the graph without the values of weights, and say by which name of the file each of its tensors goes."""
+    """Export the graph without the values of weights, and say under which name the file holds each tensor."""
     with torch.no_grad():
         if model.forward_features(pixels[:1]).ndim != 4:
             raise FolderRefused(
@@ -258,7 +259,7 @@ def _exported(
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Take out what the exporter tells of this machine: the stack traces name folders."""
+    """Remove what the exporter writes about this machine: the stack traces name folders."""
     del proto.metadata_props[:]
     proto.doc_string = ""
     for messages in (
@@ -277,7 +278,7 @@ def _strip(proto: onnx.ModelProto) -> None:
 def _refer(
     graph: onnx.GraphProto, stored: dict[str, str | None], weights: Tensors, file: str = WEIGHTS
 ) -> None:
-    """Say of each weight where it lies in the file; halves are cast ahead of everything else."""
+    """Point each weight to its place in the file; half-precision weights are cast before everything else."""
     casts, kept, referred, renamed = [], [], {}, {}
     for tensor in graph.initializer:
         name = stored.get(tensor.name)

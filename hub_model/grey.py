@@ -62,7 +62,7 @@ class _Hush:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep what libraries say of a file out of logs and warnings: they quote its path and its metadata.
+    """Keep libraries' messages about a file out of logs and warnings: they quote its path and its metadata.
 
     Filters of loggers and of warnings belong to the whole process, hence `warnings.catch_warnings` is no help
     where several threads read; what other threads say is still heard.
@@ -83,7 +83,7 @@ def hushed() -> Iterator[None]:
 
 @contextmanager
 def decoding(refusal: Reason = DAMAGED) -> Iterator[None]:
-    """Turn whatever a decoder raises on a bad file into a refusal; their lists of exceptions are open."""
+    """Turn any exception of a decoder on a bad file into a refusal; no decoder's list of exceptions is complete."""
     try:
         with hushed():
             yield
@@ -133,7 +133,7 @@ def check_frames(frames: int) -> None:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse before anything is decoded: a small file can hold a picture that fills the memory."""
+    """Refuse a picture of unfit size before it is decoded: a small file can hold one that fills the memory."""
     if min(width, height) < MIN_SIDE:
         raise ImageRefused(
             f"the picture has only {width} x {height} pixels. Export it with {MIN_SIDE} or more a side, not as "
@@ -198,7 +198,7 @@ def to_8_bit(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray
 
 
 def _ends(levels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """The percentiles of levels in rising order that occur so often; the outermost where those are one."""
+    """Compute the percentiles of levels in rising order from their counts; the outermost levels if both are equal."""
     below = np.cumsum(counts)
     places = np.array(PERCENTILES) / 100 * (below[-1] - 1)
     lower, upper = (

@@ -75,7 +75,7 @@ class Grid(NamedTuple):
 
 
 def volume_format(head: bytes) -> str | None:
-    """Which of `FORMATS` a file is, by its first `foreign_formats.HEAD` bytes; None for any other."""
+    """Say which of `FORMATS` a file is, by its first `foreign_formats.HEAD` bytes; None for any other."""
     found = (named(head) or ("",))[0].removesuffix(" (gzip)")
     return found if found in FORMATS else None
 
@@ -144,7 +144,7 @@ class Axial:
         return "".join(ways[axis] for axis in range(3))
 
     def values(self, number: int) -> np.ndarray:
-        """The numbers of a slice, (rows, columns) as shown, as they are stored."""
+        """Return the stored numbers of a slice, (rows, columns) in the order in which they are shown."""
         place = len(self) - 1 - number if self.down else number
         plane = np.moveaxis(self._grid.values, self.order[2], 0)[place]
         plane = (
@@ -153,7 +153,7 @@ class Axial:
         return plane[:: int(self.signs[1]), :: int(self.signs[0])]
 
     def image(self, number: int) -> Image.Image:
-        """A slice in grey, in the lung window.
+        """Return a slice as a grey picture, in the lung window.
 
         Raises:
             ImageRefused: some numbers are not finite.
@@ -172,7 +172,7 @@ class Axial:
         return values.astype(np.float64) * self._grid.slope + self._grid.intercept
 
     def _unit(self) -> bool:
-        """Whether the numbers are grey levels of 8 bits already; otherwise they are HU.
+        """Say whether the numbers are grey levels of 8 bits already; otherwise they are HU.
 
         Told from the numbers, for no such file names its unit: HU has air (below -500) and tissue (about 0).
 
@@ -194,7 +194,7 @@ class Axial:
 
 
 def oblique(degrees: float) -> ImageRefused:
-    """The refusal of slices that are not axial."""
+    """Return the refusal of slices that are not axial."""
     return ImageRefused(
         f"its slices are not axial but tilted by {degrees:.0f} degrees (coronal, sagittal or oblique); up to "
         f"{MAX_TILT:.0f} are taken. Give the axial series of the same examination.",
@@ -205,7 +205,7 @@ def oblique(degrees: float) -> ImageRefused:
 
 
 def no_orientation() -> ImageRefused:
-    """The refusal of a volume that does not say which way it lies."""
+    """Return the refusal of a volume that does not say which way it lies."""
     return ImageRefused(
         "it does not say how it lies in the patient, so left and right, head and feet could be confused. Convert it "
         "again with its orientation (from DICOM), or give the DICOM series.",
@@ -217,7 +217,7 @@ def no_orientation() -> ImageRefused:
 
 
 def _nifti(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
-    """NIfTI-1 and -2 (https://nifti.nimh.nih.gov), one file or a pair, plain or in gzip."""
+    """Read NIfTI-1 and -2 (https://nifti.nimh.nih.gov), one file or a pair, plain or in gzip."""
     nibabel = _package("nibabel")
     packed = stream.read(2) == GZIP
     stream.seek(0)
@@ -246,7 +246,7 @@ def _nifti(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
 
 
 def _nrrd(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
-    """NRRD (https://teem.sourceforge.net/nrrd/format.html), in one file or with its numbers in another."""
+    """Read NRRD (https://teem.sourceforge.net/nrrd/format.html), in one file or with its numbers in another."""
     head = stream.read(MAX_HEADER)
     end = re.search(rb"\r?\n\r?\n", head)
     text = head[: end.start()] if end else head
@@ -273,7 +273,7 @@ def _nrrd(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
 
 
 def _space(words: str) -> np.ndarray | None:
-    """A matrix from a NRRD space to LPS, None for a space that names no patient."""
+    """Return the matrix from a NRRD space to LPS; None for a space that does not refer to a patient."""
     short = {"R": "right", "L": "left", "A": "anterior", "P": "posterior", "I": "inferior", "S": "superior"}
     parts = [
         short.get(word.upper(), word.lower()) for word in (words if len(words) == 3 else words.split("-"))
@@ -288,7 +288,7 @@ def _space(words: str) -> np.ndarray | None:
 
 
 def _meta(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
-    """MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation), in one file or with its numbers in another.
+    """Read MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation), in one file or with its numbers in another.
 
     Its space is LPS, as ITK writes it; a row of its matrix is the direction of an axis.
     """
@@ -320,7 +320,7 @@ def _meta(source: Any, stream: BinaryIO, beside: Beside) -> Grid:
 
 
 def _meta_header(stream: BinaryIO) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header, and where it ends: after the line that names the file of the numbers."""
+    """Read the fields of a MetaImage header, and where it ends: after the line that names the file of the numbers."""
     told, read = {}, 0
     while read < MAX_HEADER and (line := stream.readline(MAX_HEADER)):
         read += len(line)
@@ -350,7 +350,7 @@ def _package(name: str) -> ModuleType:
 
 
 def _three(sizes: list[int]) -> tuple[int, int, int]:
-    """The shape of a volume, without further axes of length 1."""
+    """Return the shape of a volume, without further axes of length 1."""
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
     sizes = [*sizes, 1] if len(sizes) == 2 else sizes
@@ -372,7 +372,7 @@ def _three(sizes: list[int]) -> tuple[int, int, int]:
 
 
 def _kind(word: str, order: str) -> np.dtype:
-    """The numpy type of what NRRD and MetaImage name."""
+    """Return the numpy type for the name of a number type in NRRD or MetaImage."""
     name = "_".join(word.lower().split())
     for kind, words in NUMBERS.items():
         if name in words.split():
@@ -389,7 +389,7 @@ def _layout(what: str) -> ImageRefused:
 
 
 def _companion(beside: Beside, source: Any, endings: tuple[str, ...] = (), named: str = "") -> Any:
-    """The file with the numbers, which lies beside its header under a plain name.
+    """Find the file with the numbers, which lies beside its header under a plain name.
 
     Raises:
         ImageRefused: there is none, or the name leads elsewhere: headers of strangers may name any file.
@@ -484,7 +484,7 @@ def _room() -> Iterator[None]:
 
 
 def _unpacked(stream: BinaryIO, packing: str) -> Iterator[bytes]:
-    """What a stream unpacks to, in parts of at most `CHUNK` bytes, as long as more is asked for."""
+    """Yield what a stream unpacks to, in parts of at most `CHUNK` bytes, as long as more is asked for."""
     begin = stream.tell()
     packed_as_gzip = stream.read(2) == GZIP
     stream.seek(begin)
@@ -501,7 +501,7 @@ def _unpacked(stream: BinaryIO, packing: str) -> Iterator[bytes]:
 def _grid(
     values: np.ndarray, steps: np.ndarray, origin: np.ndarray, slope: float = 1.0, intercept: float = 0.0
 ) -> Grid:
-    """A grid, its geometry checked.
+    """Make a grid after checking its geometry.
 
     Raises:
         ImageRefused: it says nothing usable of where it lies.

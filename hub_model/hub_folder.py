@@ -453,7 +453,7 @@ def add_graph(path: str | os.PathLike) -> Path:
 
 
 def _finish(path: Path) -> None:
-    """Move files that were written whole into place; also what a killed process had left to do."""
+    """Move completely written files into place, also those that a killed process had not moved yet."""
     ready = path / _READY
     if ready.is_symlink() or not ready.is_dir():
         return

@@ -111,7 +111,7 @@ def frame_count(source: Any) -> int:
 
 @contextmanager
 def opened(source: Any, limit: int | None = None) -> Iterator[np.ndarray | Image.Image | BinaryIO]:
-    """Open the source as an array, a picture or a seekable stream; names it in every refusal.
+    """Open the source as an array, a picture or a seekable stream; name it in every refusal.
 
     Raises:
         ImageRefused: there is no such file, it is empty, or has more than `limit` bytes (`MAX_BYTES` by default).
@@ -165,7 +165,7 @@ class _Within(io.BufferedReader):
 
 
 def _named(source: Any, refusal: ImageRefused) -> ImageRefused:
-    """Give the refusal with the name of the source and what is accepted."""
+    """Add the name of the source, and what is accepted, to a refusal."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
     name = Path(name).name[:100] if isinstance(name, (str, os.PathLike)) else ""
     code, values = refusal.reason.code, refusal.reason.values
@@ -186,9 +186,7 @@ def _limited(stream: BinaryIO, most: int) -> BinaryIO:
 
 
 def is_dicom(stream: BinaryIO) -> bool:
-    """Recognise DICOM by the mark after the preamble or, where that is missing, by a first element of group 0002 or
-    0008.
-    """
+    """Recognise DICOM by the mark after the preamble or, without it, by a first element of group 0002 or 0008."""
     head = stream.read(132)
     stream.seek(0)
     return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
@@ -277,7 +275,7 @@ def _read_file(stream: BinaryIO, frame: int | None) -> np.ndarray:
 
 
 def _frames_of(picture: Image.Image) -> int:
-    """Count the frames of an open picture; a phone's JPEG is one, whatever previews it holds beside it (MPO)."""
+    """Count the frames of an open picture; a phone's JPEG is one, even with previews beside it (MPO)."""
     with decoding():
         return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
@@ -310,7 +308,7 @@ def _gif_frames(stream: BinaryIO) -> int:
 
 
 def _check_jpeg(stream: BinaryIO) -> None:
-    """Refuse JPEG streams that Pillow cannot read, or would go over without end."""
+    """Refuse JPEG streams that Pillow cannot read, or would decode without end."""
     stream.seek(0)
     data = stream.read()
     stream.seek(0)

@@ -44,7 +44,7 @@ class FolderRefused(Refused):
 
 
 def member(folder: Path, name: str) -> Path:
-    """Give the path of a file of the folder, which may be missing.
+    """Return the path of a file of the folder, which may be missing.
 
     A link may point within the folder, or to where the Hub's cache keeps the files of the same repository.
 
@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Each:
-    """Ask every element of a list by one rule."""
+    """One rule for every value of an object with any keys."""
 
     rule: Any
 
@@ -109,7 +109,7 @@ Rule = Callable[[Any], str | None] | Mapping[str, Any] | Each
 
 
 def is_number(value: Any) -> bool:
-    """Say whether a value is a finite number; True and False are none."""
+    """Say whether a value is a finite number; True and False are not numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -129,12 +129,12 @@ def one_of(*values: Any) -> Rule:
 
 
 def text(value: Any) -> str | None:
-    """Ask for a text that is not empty."""
+    """Check for a text that is not empty; return what was expected, or None where it is right."""
     return None if isinstance(value, str) and value else "a text"
 
 
 def an_object(value: Any) -> str | None:
-    """Ask for an object."""
+    """Check for an object; return what was expected, or None where it is right."""
     return None if isinstance(value, dict) else "an object"
 
 
@@ -151,7 +151,7 @@ def three(low: float, high: float) -> Rule:
 
 
 def _size(value: Any) -> str | None:
-    """Ask for the size of a network's input."""
+    """Check for the size of a network's input; return what was expected, or None where it is right."""
     low, high = SIDES
     right = isinstance(value, list) and len(value) == 3 and all(type(side) is int for side in value)
     right = right and value[0] == 3 and all(low <= side <= high for side in value[1:])
@@ -219,7 +219,7 @@ POINT_RULES = Each({"threshold": number(0, 1), "abstain?": _band, "target?": tex
 
 
 def problem(value: Any, rule: Rule, where: str = "") -> str | None:
-    """Describe the first thing that is not as the rule says; None where all is."""
+    """Describe the first value that breaks the rule; None where there is none."""
     if isinstance(rule, Each):
         rule = dict.fromkeys(value, rule.rule) if isinstance(value, dict) else {}
     if not isinstance(rule, Mapping):
@@ -304,7 +304,7 @@ class Tensors:
         return 8 + int.from_bytes(self.content[:8], "little")
 
     def array(self, name: str) -> np.ndarray:
-        """Give one tensor as a read-only array on the bytes of the file."""
+        """Return one tensor as a read-only array on the bytes of the file."""
         place = self.header[name]
         kind = np.dtype(TYPES[place.kind])
         count = (place.stop - place.start) // kind.itemsize

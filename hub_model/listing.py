@@ -68,7 +68,7 @@ class Refusal(NamedTuple):
 
 
 def items(paths: Sequence[str | os.PathLike], listed: Listed, ours: Sequence[Path] = ()) -> Iterator[Item]:
-    """Everything under the paths, in the order of names; archives are opened as they come.
+    """Yield everything under the paths, in the order of names; archives are opened when they are reached.
 
     A path that does not exist gets its item, too: judging it will say so.
 
@@ -114,7 +114,7 @@ def _of_file(file: Path, listed: Listed, ours: Sequence[Path], met: set[str] | N
 
 
 def of_archive(name: str, archive: Archive, listed: Listed) -> Iterator[Item]:
-    """The members of an open archive, which is counted as one; it closes when the last of its pictures is done."""
+    """Yield the members of an open archive, which was counted as one; it closes when its last picture is done."""
     listed.rubbish += archive.rubbish
     listed.expected += len(archive.members) - 1
     for member in archive.members:

@@ -95,7 +95,7 @@ class LungFinder:
         return [lungs_of(outline) for outline in self.network(seen)[:, 0]]
 
     def view(self, image: Image.Image) -> Image.Image:
-        """Show what a classifier with the view "lungs" sees of a picture; all of it where no lungs are found."""
+        """Return what a classifier with the view "lungs" sees of a picture; all of it where no lungs are found."""
         return seen(image, self.find(image))
 
 
@@ -112,7 +112,7 @@ class Shown(NamedTuple):
 
 
 def shown(image: Image.Image, finder: LungFinder | None, view: str = WHOLE) -> Shown:
-    """Show what a classifier with this view is given of a picture, or refuse one without lungs.
+    """Return what a classifier with this view is given of a picture, or refuse one without lungs.
 
     Args:
         image: grey picture (mode "L").
@@ -131,7 +131,7 @@ def shown(image: Image.Image, finder: LungFinder | None, view: str = WHOLE) -> S
 
 
 def network_input(image: Image.Image) -> np.ndarray:
-    """Make what the lung network sees of a grey picture (mode "L"): (SIDE, SIDE) float32 in 0..1, histogram-equalised.
+    """Make the lung network's input from a grey picture (mode "L"): (SIDE, SIDE) float32 in 0..1, histogram-equalised.
 
     A pixel's level is the share of darker pixels, the brightest being 1.
     """
@@ -142,7 +142,7 @@ def network_input(image: Image.Image) -> np.ndarray:
 
 
 def lungs_of(outline: np.ndarray) -> Lungs:
-    """Read an outline: is it a lung, how large, and where?"""
+    """Judge an outline: whether it is a lung, how large, and where."""
     inside = outline >= LIKELY
     share = float(inside.mean())
     certainty = float(outline[inside].mean()) if inside.any() else 0.0
@@ -178,7 +178,7 @@ def seen(image: Image.Image, lungs: Lungs) -> Image.Image:
     """Cut a picture to its lungs and spread its grey levels so that those inside the lungs are all equally frequent.
 
     A level becomes the share of lung that is darker: the exposure, the window and the grey curve of a film no longer
-    show, and what lies around the lungs has no say in it.
+    show, and what lies around the lungs has no influence on it.
     """
     view = cut(image, lungs.box)
     outline = Image.fromarray((lungs.outline >= LIKELY).astype(np.uint8) * 255)
@@ -288,7 +288,7 @@ def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) ->
     Args:
         path: a folder; made where absent, and files of other makers in it stay.
         network: a `lung_net.LungNet`.
-        settings: `modality`, and whatever else is to be known of it (its Dice, how it was made).
+        settings: `modality`, and further facts about the network (its Dice, how it was made).
 
     Raises:
         OSError: the folder cannot be written.

@@ -61,7 +61,7 @@ class Place(NamedTuple):
             self.system.delete_file(self.within(name))
 
     def files(self) -> list[fs.FileInfo]:
-        """All files at any depth, in the order of their names."""
+        """List all files at any depth, in the order of their names."""
         found = self.system.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
         return sorted(
             (one for one in found if one.type == fs.FileType.File), key=lambda one: one.path.split("/")
@@ -69,12 +69,12 @@ class Place(NamedTuple):
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path names another file system, as in s3://bucket/folder."""
+    """Say whether a path names another file system, as in s3://bucket/folder."""
     return "://" in os.fspath(path)
 
 
 def place(path: str | os.PathLike) -> Place:
-    """What a path or address names.
+    """Find the file or folder that a path or address names.
 
     Raises:
         Refused: nothing here opens such addresses.

@@ -40,7 +40,7 @@ class RowsRefused(Refused):
 
 
 def one_line(text: str) -> str:
-    """A text with its control characters escaped, so that a row stays one line."""
+    """Escape the control characters of a text, so that a row stays one line."""
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
         for c in text
@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
 
 
 def harmless(cell: Any) -> Any:
-    """A cell that a spreadsheet shows and does not run: texts that begin like a formula get an apostrophe."""
+    """Make a cell that a spreadsheet shows and does not run: texts that begin like a formula get an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
@@ -163,7 +163,7 @@ class RowFile:
             check_same(self.path, earlier, settings)
 
     def _earlier(self) -> tuple[Counter[str], int]:
-        """How often each file is in the rows of an earlier run, and how many bytes of them are whole lines."""
+        """Count how often each file is in the rows of an earlier run, and how many bytes of them are whole lines."""
         done, keep = Counter(), 0
         if self._rows != self.path and self.path.exists() and not self._rows.exists():
             with whole_file(self._rows) as new, open(new, "w", encoding="utf-8") as stream:
@@ -183,7 +183,7 @@ class RowFile:
         return done, keep
 
     def named(self, file: str) -> str:
-        """What the column ``file`` holds for a file of this name."""
+        """Return what the column ``file`` holds for a file of this name."""
         return harmless(file) if self._line is csv_line else file
 
     def close(self, whole: bool = True) -> None:
@@ -224,7 +224,7 @@ def check_same(place: object, earlier: dict[str, Any], settings: dict[str, Any])
 
 
 def locked(file: Path, path: object) -> IO[bytes]:
-    """The file, open and locked for this process alone; the lock goes when the process does."""
+    """Open a file and lock it for this process alone; the lock is released when the process ends."""
     stream = open(file, "ab")  # noqa: SIM115 - held open as the lock
     try:
         import fcntl
@@ -260,7 +260,7 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
-    """Rows as a table of Arrow, with the columns and types of every file of rows."""
+    """Make a table of Arrow from rows, with the columns and types of every file of rows."""
     arrow, _ = _parquet()
     kinds = {str: arrow.string(), float: arrow.float64(), int: arrow.int64()}
     return arrow.Table.from_pylist(

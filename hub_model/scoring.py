@@ -40,7 +40,7 @@ class Models:
     prevalence: float | None = None
 
     def opened(self, threads: int | None = None) -> Screener | AutoScreener:
-        """Open them; raises as `Screener.from_pretrained` does."""
+        """Open the models; raises as `Screener.from_pretrained` does."""
         if self.model == "auto":
             return AutoScreener.from_pretrained(
                 backend=self.backend,
@@ -80,7 +80,7 @@ def score(
     per_slice: bool = False,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Judge every picture under some paths: one row a file or CT series, none dropped in silence.
+    """Judge every picture under some paths: one row for each file or CT series, none silently left out.
 
     Args:
         paths: pictures, folders of any depth (links are followed once), zip and tar archives (read in place).
@@ -168,7 +168,7 @@ def check_apart(paths: Sequence[str | os.PathLike], folder: str | os.PathLike, o
 
 
 def nothing_found(paths: Sequence[str | os.PathLike]) -> NoPictures:
-    """The refusal of a run that met no file."""
+    """Return the refusal of a run that found no file."""
     return NoPictures(
         f"There is no picture under {', '.join(map(str, paths))}. Give pictures, archives or folders of them."
     )
@@ -177,7 +177,7 @@ def nothing_found(paths: Sequence[str | os.PathLike]) -> NoPictures:
 def settings_of(
     screener: Screener | AutoScreener, operating_point: str | None, heat_maps: bool, per_slice: bool = False
 ) -> dict[str, Any]:
-    """What the rows of a run depend on."""
+    """Collect what the rows of a run depend on."""
     models = getattr(screener, "screeners", (screener,))
     keys = ("weights_sha256", "guard_sha256", "view", "series")
     return {
@@ -192,7 +192,7 @@ def settings_of(
 
 
 def row_of(name: str, finding: Finding, heat_map: str | None = None) -> dict[str, Any]:
-    """The columns of `rows.COLUMNS` for one finding."""
+    """Fill the columns of `rows.COLUMNS` for one finding."""
     told = finding.to_dict()
     return {
         **told,
@@ -204,7 +204,7 @@ def row_of(name: str, finding: Finding, heat_map: str | None = None) -> dict[str
 
 
 def row_of_series(name: str, found: SeriesFinding) -> dict[str, Any]:
-    """The columns of `rows.COLUMNS` for a series; what the volume says of itself stands among the reasons."""
+    """Fill the columns of `rows.COLUMNS` for a series; the volume's notes stand among the reasons."""
     told = found.to_dict()
     said = [*told["reasons"], *told["notes"]]
     codes = [*told["codes"], *(getattr(note, "code", "") for note in found.notes)]
@@ -219,7 +219,7 @@ def row_of_series(name: str, found: SeriesFinding) -> dict[str, Any]:
 def _apart(
     found: Iterable[Volume | Unusable | Item], per_slice: bool, tally: Tally
 ) -> Iterator[Volume | Unusable | Item]:
-    """Count series as one each, or take them apart into slices."""
+    """Count each series as one, or split it into its slices."""
     for one in found:
         if isinstance(one, Item):
             yield one
@@ -236,14 +236,14 @@ def _apart(
 
 
 def _point_of(screener: Screener, name: str | None) -> str:
-    """An operating point of the CT model: the one asked for, or its first where that is another model's."""
+    """Choose an operating point of the CT model: the one asked for, or its first where that is another model's."""
     return name if name in screener.operating_points else next(iter(screener.operating_points))
 
 
 def unjudged(
     found: Iterable[Series], done: Counter[str], tally: Tally, named: Callable[[str], str] = str
 ) -> Iterator[Series]:
-    """What no earlier run has judged; of several with one name, as many are left out as there are rows."""
+    """Yield what no earlier run has judged; of several with one name, as many are left out as there are rows."""
     for item in found:
         name = named(one_line(item.name)) if done else ""
         if done[name] > 0:
@@ -254,7 +254,7 @@ def unjudged(
 
 
 def _drawn(item: Item, finding: Finding, folder: str | os.PathLike | None) -> str | None:
-    """Write the tinted picture; returns its file name, or None where there is no heat map."""
+    """Write the tinted picture; return its file name, or None where there is no heat map."""
     if folder is None or finding.heat_map is None:
         return None
     file = drawing_name(item.name, item.number)
@@ -264,19 +264,19 @@ def _drawn(item: Item, finding: Finding, folder: str | os.PathLike | None) -> st
 
 
 def drawing_name(name: str, number: int) -> str:
-    """File name of the tinted picture of an item: its own for each, and readable."""
+    """Make a readable file name for the tinted picture of an item, a different one for each."""
     letters = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")
     mark = hashlib.sha256(f"{number} {name}".encode()).hexdigest()[:12]
     return f"{letters[-LONGEST_NAME:]}-{mark}.png"
 
 
 def all_refused(tally: Tally) -> bool:
-    """Whether a run judged pictures and refused every one; of one that goes on where another stopped it is not said."""
+    """Say whether a run judged pictures and refused every one; False for a run that continues an earlier one."""
     return bool(tally.decisions) and not tally.earlier and tally.decisions[REFUSED] == tally.decisions.total()
 
 
 def told(tally: Tally) -> str:
-    """A run in one line."""
+    """Sum up a run in one line."""
     counts = ", ".join(f"{count:,} {decision}" for decision, count in sorted(tally.decisions.items()))
     parts = [f"{tally.decisions.total():,} judged{f' ({counts})' if counts else ''}"]
     further = {

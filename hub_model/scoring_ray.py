@@ -195,7 +195,7 @@ def _check_apart(paths: Sequence[str | os.PathLike], folder: Place) -> None:
 
 @contextlib.contextmanager
 def _prepared(results: list[Place], settings: dict[str, Any]) -> Iterator[None]:
-    """Make the folders, note the settings or compare them with those of an earlier run, and keep others out."""
+    """Make the folders, note the settings or compare them with those of an earlier run, and keep other runs out."""
     folder = results[0]
     for one in results:
         one.system.create_dir(one.path, recursive=True)
@@ -221,7 +221,7 @@ def _prepared(results: list[Place], settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _judged(folder: Place) -> Counter[str]:
-    """How often each picture is in the rows that an earlier run has left."""
+    """Count how often each picture is in the rows that an earlier run has left."""
     done: Counter[str] = Counter()
     for info in folder.files():
         if info.base_name.startswith("part-"):
@@ -231,7 +231,7 @@ def _judged(folder: Place) -> Counter[str]:
 
 
 def _entries(paths: Sequence[str | os.PathLike], tally: Tally, results: list[Place]) -> Iterator[Entry]:
-    """Everything under the paths: those of this machine first, then those elsewhere."""
+    """Yield everything under the paths: first what is on this machine, then what is elsewhere."""
     ours = [Path(one.path).resolve() for one in results if one.is_local]
     for item in items([path for path in paths if not is_remote(path)], tally, ours):
         path = item.source if isinstance(item.source, Path) else Path()
@@ -253,7 +253,7 @@ def _entry(item: Item, root: int, path: bytes) -> Entry:
 
 
 def _elsewhere(number: int, root: Place, tally: Tally, results: list[Place]) -> Iterator[Entry]:
-    """Files of another file system; archives are known by their names there, and opened as they come."""
+    """Yield the files of another file system; archives are known by their names there, and opened when reached."""
     info = root.system.get_file_info(root.path)
     if info.type == fs.FileType.NotFound:
         tally.expected += 1
@@ -282,7 +282,7 @@ def _elsewhere(number: int, root: Place, tally: Tally, results: list[Place]) -> 
 
 
 def _tables(entries: Iterator[Entry]) -> Iterator["pa.Table"]:
-    """The list, packed: ten million names would not fit as objects of Python."""
+    """Yield the list in packed tables: ten million names would not fit into memory as objects of Python."""
     while some := list(itertools.islice(entries, HELD)):
         yield pa.Table.from_arrays(
             [
@@ -298,7 +298,7 @@ def _tables(entries: Iterator[Entry]) -> Iterator["pa.Table"]:
 
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Join a cluster, or start a node of our own; whatever Ray is connected to already is taken as it is."""
+    """Join a cluster, or start a node of our own; a connection that Ray already has is used as it is."""
     if ray.is_initialized():
         yield
         return
@@ -326,7 +326,7 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 
 def _check_reached(address: str) -> None:
-    """Ask whether anybody listens: Ray itself would wait for minutes."""
+    """Refuse an address at which nothing listens: Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if address == "auto":
         return
@@ -352,7 +352,7 @@ def _unreached(address: str | None, error: Exception) -> Refused:
 
 
 def _units(device: str) -> float:
-    """Cores of the cluster, or its GPUs where those are asked for."""
+    """Count the cores of the cluster, or its GPUs where those are asked for."""
     kind = "CPU" if device == "cpu" else "GPU"
     units = ray.cluster_resources().get(kind, 0)
     if not units:
@@ -363,7 +363,7 @@ def _units(device: str) -> float:
 
 
 def _run(names: "pa.Table", order: Order, units: float) -> Iterator[dict[str, Any]]:
-    """What the actors tell of each piece, as they are done."""
+    """Yield what the actors report on each piece, as each is finished."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     pieces = -(-names.num_rows // order.size)
@@ -394,8 +394,10 @@ def _run(names: "pa.Table", order: Order, units: float) -> Iterator[dict[str, An
 
 
 class Judge:
-    """Opens the models once and judges pieces of the list. What goes wrong is told in words, not as an exception:
-    Ray would hand out a stack trace, and try again what cannot be mended.
+    """An actor that opens the models once and judges pieces of the list.
+
+    What goes wrong is reported in words, not as an exception: Ray would hand out a stack trace, and try again what
+    cannot succeed.
 
     Args:
         order: what to do.
@@ -453,7 +455,7 @@ class Judge:
                 return
 
     def _piece(self, entries: list[Entry]) -> Counter[str]:
-        """Write the rows of a piece, if they are not there; returns how often each decision is among them."""
+        """Write the rows of a piece, if they are not there; return how often each decision is among them."""
         mark = hashlib.sha256(
             "\n".join(f"{entry.number} {entry.name}" for entry in entries).encode()
         ).hexdigest()
@@ -491,7 +493,7 @@ class Judge:
         return Counter(row["decision"] for row in rows)
 
     def _source(self, entry: Entry) -> Any:
-        """What `Screener.screen_many` takes: a path of this machine, or contents with their name."""
+        """Return an entry as `Screener.screen_many` takes it: a path of this machine, or contents with their name."""
         if entry.refusal is not None:
             text, code, values = json.loads(entry.refusal)
             return Refusal(Reason(text, code, **values))

@@ -94,7 +94,7 @@ class Finding:
         return tuple(getattr(reason, "code", "") for reason in self.reasons)
 
     def to_dict(self, *, heat_map: bool = False) -> dict[str, Any]:
-        """Everything but the picture, in types that JSON has; the heat map as rows of numbers if wanted."""
+        """Return everything but the picture, in types that JSON has; the heat map as rows of numbers if wanted."""
         told = {
             "decision": self.decision,
             "probability": self.probability,
@@ -114,11 +114,11 @@ class Finding:
         return told
 
     def to_json(self, *, heat_map: bool = False) -> str:
-        """`to_dict` as one line of JSON."""
+        """Return `to_dict` as one line of JSON."""
         return json.dumps(self.to_dict(heat_map=heat_map), ensure_ascii=False)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the figures, and the picture tinted by the heat map where there is one."""
+        """Return what a notebook shows: the figures, and the picture tinted by the heat map where there is one."""
         rows = {
             "decision": self.decision,
             "P(COVID)": "" if self.probability is None else f"{self.probability:.3f}",
@@ -178,7 +178,7 @@ class Screener:
         prevalence: share of COVID-19 among those who are screened; each finding then says P(COVID) there, too.
 
     Raises:
-        SiteRefused: local settings of another model, or a prevalence that cannot be reckoned with.
+        SiteRefused: local settings of another model, or a prevalence that cannot be used.
         FolderRefused: the folder's graph or network is not accepted.
         BackendRefused: an unknown backend or device, or one that is not installed here.
     """
@@ -277,8 +277,8 @@ class Screener:
 
     @property
     def operating_points(self) -> dict[str, dict[str, Any]]:
-        """By name: ``threshold``, ``target``, ``abstain`` [low, high] or None, and ``validation`` figures; those of the
-        local settings where there are any."""
+        """Operating points by name: ``threshold``, ``target``, ``abstain`` [low, high] or None, and ``validation``
+        figures; those of the local settings where there are any."""
         return self.site.operating_points if self.site else self.screening["operating_points"]
 
     def __repr__(self) -> str:
@@ -288,7 +288,7 @@ class Screener:
         )
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Grey picture (mode "L") -> float32 pixels (3, H, W), just as in training.
+        """Convert a grey picture (mode "L") to float32 pixels (3, H, W), just as in training.
 
         Raises:
             ImageRefused: the folder's lung network finds no lung.
@@ -299,7 +299,7 @@ class Screener:
         return lungs.shown(image, self._folder.finder, self._folder.view)
 
     def out_of_distribution_score(self, image: Image.Image) -> float:
-        """How far a grey picture lies from what the model learnt from; above 1 it is refused.
+        """Measure how far a grey picture lies from what the model learnt from; above 1 it is refused.
 
         Raises:
             FolderRefused: the model has no input guard, so it cannot tell.
@@ -419,7 +419,7 @@ class Screener:
             return Taken(image, reason=refusal.reason)
 
     def _surely_taken(self, source: Any, keep_image: bool = True) -> Taken:
-        """As `_taken`, whatever happens."""
+        """Read a picture as `_taken` does, and turn any exception into a refusal."""
 
         def taken() -> Taken:
             given, frame = source if isinstance(source, Frame) else (source, None)
@@ -428,7 +428,7 @@ class Screener:
         return _surely(taken, keep_image)
 
     def _judged(self, batch: Sequence[Taken], point: tuple[str, dict], heat_map: bool) -> list[Finding]:
-        """Findings for pictures that were taken; the network runs once."""
+        """Judge pictures that were made ready; the network runs once."""
         name, told = point
         site = self.site.name if self.site else None
         findings = [
@@ -475,7 +475,7 @@ class Screener:
     def _surely_judged(
         self, batch: Sequence[Taken], point: tuple[str, dict], judged: Callable[[list[Taken]], list[Finding]]
     ) -> list[Finding]:
-        """As `_judged`, whatever happens: pictures of a batch that fails are judged one by one."""
+        """Judge pictures as `_judged` does; those of a failed batch one by one, and refuse each that fails alone."""
         try:
             return judged(list(batch))
         except Exception as error:
@@ -498,7 +498,7 @@ class Screener:
 
 
 class AutoScreener:
-    """Several models behind one door: a picture is judged by the one that takes it.
+    """Several models used as one: a picture is judged by the one that takes it.
 
     Every model looks at the picture, and its guard says whether it is one of its own. Where one guard accepts, that
     model answers; where several do, the one with the lowest out-of-distribution score, and ``Finding.also_fits``
@@ -533,7 +533,7 @@ class AutoScreener:
         )
 
     def choose(self, source: Any, frame: int | None = None) -> Screener:
-        """The model that answers for a picture; where all refuse it, the one to which it is least foreign."""
+        """Find the model that answers for a picture; where all refuse it, the one to which it is least foreign."""
         modality = self.screen(source, frame=frame).modality
         return next(screener for screener in self.screeners if screener.modality == modality)
 
@@ -544,7 +544,7 @@ class AutoScreener:
         heat_map: bool = False,
         frame: int | None = None,
     ) -> Finding:
-        """As `Screener.screen`, by the model that takes the picture: ``Finding.modality`` says which it was.
+        """Judge one picture as `Screener.screen` does, by the model that takes it; ``Finding.modality`` says which.
 
         Raises:
             UnknownOperatingPoint: one that no model has; a model that lacks it uses its first.
@@ -567,7 +567,7 @@ class AutoScreener:
         workers: int = WORKERS,
         keep_images: bool = True,
     ) -> Iterator[Finding]:
-        """As `Screener.screen_many`, each picture by the model that takes it."""
+        """Judge many pictures as `Screener.screen_many` does, each by the model that takes it."""
         points = self._points(operating_point)
 
         def taken(source: Any) -> list[Taken]:
@@ -610,7 +610,7 @@ class AutoScreener:
         batch_size: int = BATCH,
         workers: int = WORKERS,
     ) -> SeriesFinding:
-        """As `Screener.screen_series`, by the model for CT.
+        """Judge a CT series as `Screener.screen_series` does, by the model for CT.
 
         Raises:
             Refused: there is none among the models.
@@ -636,7 +636,7 @@ class AutoScreener:
 
 
 def chosen(given: Sequence[Finding]) -> Finding:
-    """One finding of those that several models gave of the same picture, by the rule of `AutoScreener`."""
+    """Choose one of the findings that several models gave for the same picture, by the rule of `AutoScreener`."""
     accepted = [finding for finding in given if finding.decision != REFUSED]
     if len(accepted) > 1 and any(finding.out_of_distribution is None for finding in accepted):
         return replace(accepted[0], decision=REFUSED, probability=None, reasons=(AMBIGUOUS,), heat_map=None)
@@ -653,7 +653,7 @@ def chosen(given: Sequence[Finding]) -> Finding:
 
 
 def _surely(take: Callable[[], Taken], keep_image: bool) -> Taken:
-    """What is taken, whatever happens."""
+    """Call `take`, and turn any exception into a refusal."""
     try:
         taken = take()
     except ImageRefused as refusal:  # by the function that fetches it
@@ -685,7 +685,7 @@ def _started(folder: hub_folder.HubFolder, backend: str, device: str, threads: i
 def sites_of(
     folders: Sequence[hub_folder.HubFolder], places: Iterable[str | os.PathLike]
 ) -> list[Site | None]:
-    """For each model its local settings among some files, or None.
+    """Find the local settings of each model among some files; None for a model without.
 
     Raises:
         SiteRefused: a file that cannot be trusted or is for none of the models, or two for one of them.
@@ -715,7 +715,7 @@ def _sigmoid(odds: np.ndarray) -> np.ndarray:
 
 
 def _reopened(kind: type[Screener], path: str, made: tuple, weights: str | None) -> Screener:
-    """A screener in another process than the one that pickled it."""
+    """Open a screener in another process than the one that pickled it."""
     folder = hub_folder.open_folder(path)
     if folder.screening.get("weights_sha256") != weights:
         raise hub_folder.FolderRefused(
@@ -731,7 +731,7 @@ def _in_batches(
     batch_size: int,
     workers: int,
 ) -> Iterator[Finding]:
-    """Findings in order; `take` runs in threads, a batch or two ahead of `judge`."""
+    """Yield findings in order; `take` runs in threads, a batch or two ahead of `judge`."""
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers are 1 or more; got {batch_size} and {workers}.")
 
@@ -749,7 +749,7 @@ def _in_batches(
 
 
 def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int, most: int) -> Iterator[Made]:
-    """`map` in threads and in order, with at most `most` results waiting."""
+    """Apply `make` to each in threads and yield in order, with at most `most` results waiting."""
     waiting = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="covid-xct-read") as pool:
         try:
@@ -765,5 +765,5 @@ def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int, m
 
 
 def _logged(error: Exception) -> None:
-    """Say where an error came from, not what: its message may hold a file name or a tag."""
+    """Log the type and place of an error, not its message, which may hold a file name or a tag."""
     log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

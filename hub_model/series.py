@@ -69,7 +69,7 @@ class SliceFinding:
         return not set(NO_LUNG) & set(self.finding.codes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `Finding.to_dict`, with number and place."""
+        """Return `Finding.to_dict` with number and place."""
         return {"slice": self.number, "position": self.position, **self.finding.to_dict()}
 
 
@@ -128,7 +128,7 @@ class SeriesFinding:
         return tuple(getattr(reason, "code", "") for reason in self.reasons)
 
     def to_dict(self, *, per_slice: bool = False) -> dict[str, Any]:
-        """Everything but pictures, in types that JSON has; the slices if wanted."""
+        """Return everything but pictures, in types that JSON has; the slices if wanted."""
         first = self.judged[:1]
         told = {
             "name": self.name,
@@ -154,11 +154,11 @@ class SeriesFinding:
         return told
 
     def to_json(self, *, per_slice: bool = False) -> str:
-        """`to_dict` as one line of JSON."""
+        """Return `to_dict` as one line of JSON."""
         return json.dumps(self.to_dict(per_slice=per_slice), ensure_ascii=False)
 
     def picture(self) -> Image.Image:
-        """The probability along the body, the most suspicious slices, and slices from head to foot."""
+        """Draw the probability along the body, the most suspicious slices, and slices from head to foot."""
         return draw(self)
 
 
@@ -186,14 +186,14 @@ def screen_volume(
 def of_volume(
     screener: Screens, one: Volume | Unusable, point: str, batch_size: int, workers: int
 ) -> SeriesFinding:
-    """Judge what `read_volumes` gave."""
+    """Judge a volume that `read_volumes` gave; refuse one that cannot be used."""
     if isinstance(one, Unusable):
         return refused(screener, one.name, one.reason, point)
     return concluded(screener, one, list(judged(screener, one, point, False, batch_size, workers)), point)
 
 
 def refused(screener: Screens, name: str, reason: Reason, point: str) -> SeriesFinding:
-    """The finding of a series that gives none."""
+    """Return the finding of a series that is refused."""
     threshold = screener.operating_points[point]["threshold"]
     return SeriesFinding(name, REFUSED, None, point, threshold, screener.modality, reasons=(reason,))
 
@@ -203,7 +203,7 @@ def judged(
 ) -> Iterator[SliceFinding]:
     """Judge the slices of a volume one after the other; a few of them are in memory at a time.
 
-    Pictures are kept with heat maps only: who shows both wants both.
+    Pictures are kept only together with heat maps: whoever shows one needs both.
     """
     found = screener.screen_many(
         volume.slices.readers, point, heat_map, batch_size=batch_size, workers=workers, keep_images=heat_map
@@ -214,7 +214,7 @@ def judged(
 
 
 def concluded(screener: Screens, volume: Volume, slices: Sequence[SliceFinding], point: str) -> SeriesFinding:
-    """What the slices of a volume mean for the patient, by the rule that the model's folder has.
+    """Conclude what the slices of a volume mean for the patient, by the rule that the model's folder has.
 
     Args:
         screener: whose folder that is.
@@ -248,9 +248,9 @@ def concluded(screener: Screens, volume: Volume, slices: Sequence[SliceFinding],
 
 
 def rule_of(screener: Screens, point: str) -> dict[str, Any] | None:
-    """The rule for series in a model's folder, None where there is none, or one of other weights.
+    """Find the rule for series in a model's folder; None where there is none, or one of other weights.
 
-    Local settings change the slices' probabilities, and it was never measured on those: with them it does not speak.
+    Local settings change the slices' probabilities, and the rule was never measured on those: with them there is none.
     """
     rule = screener.screening.get("series")
     if (
@@ -284,7 +284,7 @@ OTHER = (100, 116, 139)
 
 
 def draw(found: SeriesFinding) -> Image.Image:
-    """Draw a finding: the probability of each slice from head to feet, the most suspicious ones, and all in brief."""
+    """Draw a finding: the probability of each slice from head to feet, the most suspicious ones, and an overview."""
     columns = (WIDTH - MARGIN) // SMALL
     shown = np.unique(
         np.linspace(0, len(found.slices) - 1, min(len(found.slices), columns * ROWS)).astype(int)
@@ -330,7 +330,7 @@ def _plot(pen: ImageDraw.ImageDraw, found: SeriesFinding) -> None:
 
 
 def _tile(found: SeriesFinding, one: SliceFinding, side: int) -> Image.Image:
-    """A slice, small; black where it cannot be read any more."""
+    """Draw a slice, small; black where it cannot be read any more."""
     try:
         image = found.volume.slices[one.number - 1] if found.volume else Image.new("L", (side, side))
     except ImageRefused:

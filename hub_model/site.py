@@ -94,12 +94,12 @@ class Site:
         return f"{self.made} {self.seal[:12]}"
 
     def summary(self) -> dict[str, Any]:
-        """What a report says of them."""
+        """Return these settings as a report shows them."""
         return {"name": self.name, "made": self.made, "data_sha256": self.data_sha256, "seal": self.seal,
                 "temperature": self.temperature, "bias": self.bias, "prevalence": self.prevalence}  # fmt: skip
 
     def check(self, folder: HubFolder) -> "Site":
-        """Give these settings back where they are for this model.
+        """Return these settings if they are for this model.
 
         Raises:
             SiteRefused: they are for other weights.
@@ -122,7 +122,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_site(path: str | os.PathLike) -> Site:
-    """Read local settings, checked; `Site.check` says whether they are for a model.
+    """Read local settings and check them; `Site.check` says whether they are for a model.
 
     Raises:
         SiteRefused: unreadable, of another layout, changed since it was written, or from the future.
@@ -189,7 +189,7 @@ def _check_day(path: Path, made: str) -> None:
 
 
 def fitted_prevalence(folder: HubFolder, site: Site | None) -> float:
-    """Share of COVID-19 among the pictures that a model's probabilities were fitted on.
+    """Return the share of COVID-19 among the pictures that a model's probabilities were fitted on.
 
     Raises:
         SiteRefused: nothing says it.
@@ -209,7 +209,7 @@ def fitted_prevalence(folder: HubFolder, site: Site | None) -> float:
 
 
 def shift(prevalence: float, fitted: float) -> float:
-    """What to add to log-odds that were fitted at one prevalence to have them at another, by Bayes' theorem.
+    """Compute what to add to log-odds fitted at one prevalence to have them at another, by Bayes' theorem.
 
     It holds where the pictures of each class look as they did (Saerens, Latinne & Decaestecker, Neural Computation 14,
     2002, 21-41); only the share of the classes may differ.

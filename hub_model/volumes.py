@@ -142,7 +142,7 @@ def read_volume(source: Any, *, series: int | None = None) -> Volume:
 
 
 def read_volumes(source: Any) -> Iterator[Volume | Unusable]:
-    """Open every volume in what `read_volume` takes: one that cannot be used is told, and the others go on.
+    """Open every volume in what `read_volume` takes: one that cannot be used is reported, and the others go on.
 
     A volume file comes when it is met, DICOM series in the end, as their slices may lie anywhere. Ordinary pictures of
     one folder, and frames of one file, are a volume without positions, in the order of their names.
@@ -163,7 +163,7 @@ def read_volumes(source: Any) -> Iterator[Volume | Unusable]:
 
 
 def sorted_out(listed: Iterable[Item], least: int = 1) -> Iterator[Volume | Unusable | Item]:
-    """Tell volumes from everything else, which is given back as it came.
+    """Separate volumes from everything else, which is given back as it came.
 
     Args:
         listed: files and members of archives.
@@ -216,7 +216,7 @@ def _head(item: Item) -> bytes:
 def _of_file(
     item: Item, kind: str, beside: dict[str, tuple[Item, str | None]], used: set[str]
 ) -> Volume | Unusable:
-    """A volume file; the names of files that hold its numbers go to `used`."""
+    """Open a volume file; add the names of files that hold its numbers to `used`."""
 
     def companion(name: str) -> Any:
         other = str(PurePosixPath(item.name).with_name(name))
@@ -250,7 +250,7 @@ def _of_file(
 
 
 def _of_pictures(folder: str, found: list[Item]) -> Iterator[Volume | Unusable]:
-    """Ordinary pictures of a folder in the order of their names, and the frames of a file, as volumes."""
+    """Yield as a volume the ordinary pictures of a folder, in the order of their names, and the frames of each file."""
     readers, files = [], []
     for item in sorted(found, key=lambda item: natural(item.name)):
         try:
@@ -338,7 +338,7 @@ def _met(
 
 
 def _apart(series: dict[tuple[str, str], list[_Placed]]) -> Iterator[tuple[str, list[_Placed]]]:
-    """Series with a name for each: the folder of its files, numbered where a folder holds several."""
+    """Yield each series with a name: the folder of its files, numbered where a folder holds several."""
     homes = [_home(placed) for placed in series.values()]
     many, numbers = Counter(homes), Counter()
     for home, placed in zip(homes, series.values(), strict=True):
@@ -355,7 +355,7 @@ def _home(placed: list[_Placed]) -> str:
 
 
 def _stacked(name: str, kind: str, placed: list[_Placed]) -> Volume | Unusable:
-    """Sort the frames of a series by where they lie."""
+    """Make a volume of the frames of a series, sorted by where they lie."""
     files = tuple(dict.fromkeys(one.item.name for one in placed))
     slices = [one for one in placed if one.plane.refused is None]
     if not slices:
@@ -373,7 +373,7 @@ def _stacked(name: str, kind: str, placed: list[_Placed]) -> Volume | Unusable:
 
 
 def _largest(slices: list[_Placed]) -> tuple[list[_Placed], int]:
-    """The most frequent size, spacing and direction among slices, and how many are of another."""
+    """Select the slices of the most frequent size, spacing and direction, and count the others."""
 
     def form(one: _Placed) -> tuple:
         axes = np.round(np.array(one.plane.axes or STANDARD) / PARALLEL).astype(int)
@@ -398,7 +398,7 @@ def _by_number(
 def _by_place(
     name: str, kind: str, stack: list[_Placed], notes: list[Reason], files: tuple[str, ...]
 ) -> Volume:
-    """Slices by their place along the normal of their plane (PS3.3 C.7.6.2.1.1), of one place the first only."""
+    """Sort slices by place along the normal of their plane (PS3.3 C.7.6.2.1.1); of one place keep only the first."""
     row, column = np.array(stack[0].plane.axes or STANDARD).reshape(2, 3)
     normal = np.cross(row, column)
     if not np.isfinite(normal).all() or np.linalg.norm(normal) < 0.5:
@@ -429,7 +429,7 @@ def _by_place(
 
 
 def _turn(row: np.ndarray, column: np.ndarray) -> tuple[tuple[Image.Transpose, ...], str]:
-    """The turns that put the patient's right at the left and the front at the top, and where rows and columns lead.
+    """Find the turns that put the patient's right at the left and front at the top, and where rows and columns lead.
 
     Raises:
         ImageRefused: they lie too obliquely within the slice.

@@ -52,8 +52,8 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new empty folder; when the block ends it takes the place of `path` and of all that lay there.
 
     If the block raises, `path` stays as it was and nothing is left behind. On Linux the old and the new folder change
-    places in one step. Elsewhere there is a moment without either: who is killed in it finds the old one back the
-    next time that this folder is written.
+    places in one step. Elsewhere there is a moment without either: after a kill in that moment, the old one is put
+    back the next time that this folder is written.
 
     Raises:
         OSError: the place cannot be written, or `path` is a file.
@@ -78,7 +78,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 def partial_folder(parent: Path, name: str = "") -> Iterator[Path]:
     """Yield a folder for unfinished work, ``.NAMEpartial-...`` in `parent`; it is removed when the block ends.
 
-    What processes that are dead left there goes before.
+    What dead processes left there is removed first.
 
     Raises:
         OSError: the place cannot be written.
@@ -93,7 +93,7 @@ def partial_folder(parent: Path, name: str = "") -> Iterator[Path]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; nothing is written for it, and it is free when the process ends.
+    """Lock a folder for this process alone; no file is written for it, and it is free when the process ends.
 
     Raises:
         InUse: another process holds it.
@@ -130,7 +130,7 @@ def _tidy(parent: Path) -> None:
 
 
 def _exchanged(one: Path, two: Path) -> bool:
-    """Whether two folders have changed places, in one step; False where the system or the disk cannot do it."""
+    """Exchange two folders in one step; return False where the system or the disk cannot do it."""
     library = None if sys.platform == "win32" else ctypes.CDLL(None)
     if not hasattr(library, "renameat2"):
         return False
@@ -149,5 +149,5 @@ def _lives(process: int) -> bool:
 
 @cache
 def _host() -> str:
-    """Tells this machine from others that share its disks."""
+    """Return a short name that tells this machine from others that share its disks."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

@@ -82,7 +82,7 @@ VARIANTS = {
 
 
 def luminance(pixels: Tensor) -> Tensor:
-    """Grey pictures (B, 1, H, W) from one or three channels, by the ITU-R BT.601 weights of Pillow's "L".
+    """Compute grey pictures (B, 1, H, W) from one or three channels, by the ITU-R BT.601 weights of Pillow's "L".
 
     Written as differences from green: three equal channels give exactly that channel, to the last bit.
     """
@@ -158,7 +158,7 @@ class CovidCnn(nn.Module):
         self.apply(_init_like_keras)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a fresh last layer for `num_classes` classes; 0 removes it."""
+        """Replace the last layer by a new one for `num_classes` classes; 0 removes it."""
         if global_pool:
             raise ValueError(
                 f"global_pool={global_pool!r}: a covid_cnn flattens its feature map; leave it out."
@@ -173,19 +173,19 @@ class CovidCnn(nn.Module):
         _init_like_keras(self.classifier)
 
     def get_classifier(self) -> nn.Module:
-        """The last layer. Dividing its weight and bias by T divides both logits (0, z) by T."""
+        """Return the last layer. Dividing its weight and bias by T divides both logits (0, z) by T."""
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Which parameters belong together, first to last, for timm's layer-wise learning rates."""
+        """Return which parameters belong together, first to last, for timm's layer-wise learning rates."""
         return dict(stem=r"^blocks\.0", blocks=r"^blocks\.(\d+)", hidden=r"^hidden\.fc(\d+)")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuses activation checkpointing: a network of three layers has nothing to save by it."""
+        """Refuse activation checkpointing: a network of three layers would save nothing by it."""
         assert not enable, "gradient checkpointing not supported"
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        """Feature map (B, C, h, w) of pixels (B, 1 or 3, 224, 224).
+        """Compute the feature map (B, C, h, w) of pixels (B, 1 or 3, 224, 224).
 
         Raises:
             ValueError: For another size or number of channels, naming the right one.
@@ -201,7 +201,7 @@ class CovidCnn(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the chosen blocks (all, the last n, or by index), in timm's calling convention.
+        """Compute the outputs of the chosen blocks (all, the last n, or by index), in timm's calling convention.
 
         `norm` is accepted and does nothing: the family has no normalisation.
         """
@@ -218,7 +218,7 @@ class CovidCnn(nn.Module):
         return taken if intermediates_only else (x, taken)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of a feature map, or with `pre_logits` the hidden dense output."""
+        """Compute logits (B, num_classes) of a feature map, or with `pre_logits` the hidden dense output."""
         x = self.head_drop(self.hidden(features.flatten(1)))
         if pre_logits or self.num_classes == 0:
             return x
@@ -226,7 +226,7 @@ class CovidCnn(nn.Module):
         return units if self.num_classes == 1 else F.pad(units, (1, 0))  # (0, z)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, num_classes) of pixels (B, 1 or 3, 224, 224) in 0..1."""
+        """Compute logits (B, num_classes) of pixels (B, 1 or 3, 224, 224) in 0..1."""
         return self.forward_head(self.forward_features(pixels))
 
 
@@ -249,9 +249,7 @@ def _wrong_size(what: str) -> str:
 
 
 def _init_like_keras(module: nn.Module) -> None:
-    """Glorot-uniform kernels and zero biases, the defaults of Keras' Conv2D and Dense (Glorot & Bengio
-    2010).
-    """
+    """Set Glorot-uniform kernels and zero biases, the defaults of Keras' Conv2D and Dense (Glorot & Bengio 2010)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -294,8 +292,7 @@ for _name in VARIANTS:  # a copy of this file that travelled in a hub folder may
 
 
 def config_extras(architecture: str) -> dict:
-    """What config.json says of a network of the family besides timm's keys; nothing for any other
-    architecture.
+    """Return the keys of config.json beyond timm's for a network of the family; none for any other architecture.
 
     With it `trust_remote_code=True` opens the folder where this package is absent.
     """
@@ -306,7 +303,7 @@ def config_extras(architecture: str) -> dict:
 
 
 def remote_code_files(architecture: str) -> tuple[Path, ...]:
-    """The files of code that travel in the hub folder of such a network; none for any other architecture."""
+    """List the files of code that travel in the hub folder of such a network; none for any other architecture."""
     here = Path(__file__).parent
     names = ("covid_cnn.py", "modeling_covid_cnn.py") if architecture in VARIANTS else ()
     return tuple(here / name for name in names)
