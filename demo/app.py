@@ -350,7 +350,7 @@ def _mcp_problem() -> str | None:
 
 
 def _private_folder() -> None:
-    """Keep uploads, and whatever else is written for a while, in a folder of our own that goes when the server does."""
+    """Keep uploads and other temporary files in a private folder that is deleted when the server ends."""
     folder, lock = uploads.private_folder(os.environ.get("GRADIO_TEMP_DIR"))
     os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
     atexit.register(uploads.remove, folder, lock)

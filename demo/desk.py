@@ -45,7 +45,7 @@ class Run:
         return self.stopped.is_set() or gone(self._request.request.scope, self._request.session_hash)
 
     def due(self, pause: float) -> bool:
-        """Whether the page should be drawn again, at most every `pause` seconds."""
+        """Return whether the page should be drawn again, at most every `pause` seconds."""
         if time.monotonic() - self._drawn < pause:
             return False
         self._drawn = time.monotonic()
@@ -82,11 +82,11 @@ class Desk:
         return None, next(iter(paths(files)), None)
 
     def take_example(self, event: gr.EventData) -> Path | None:
-        """One of the pictures that come with the page."""
+        """Return the path of the chosen example picture; None for an unknown name."""
         return self.examples.get(str(event._data.get("name")))
 
     def show(self, path: Path | None, kind: str, point: str, request: gr.Request) -> str:
-        """Screen the picture at hand, and say the answer in the visitor's language."""
+        """Screen the picture that was uploaded or chosen, and show the answer in the visitor's language."""
         language = spoken(request.request.scope)
         say = texts.teller(language)
         if path is None:
@@ -103,7 +103,7 @@ class Desk:
     def run_batch(
         self, files: Uploaded, kind: str, point: str, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
-        """Screen pictures: how far it is, and the table so far."""
+        """Screen pictures; yield the progress and the table so far."""
         language, rows, count = spoken(request.request.scope), [], views.Count()
         with self._under_way("batch", request) as run:
             try:
@@ -124,7 +124,7 @@ class Desk:
     def run_series(
         self, files: Uploaded, folder: Uploaded, point: str, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
-        """Screen the slices of a series: how far it is, and the slices so far."""
+        """Screen the slices of a series; yield the progress and the slices so far."""
         language = spoken(request.request.scope)
         told, ready, before, done, total = "", "", 0, 0, 0
         with self._under_way("series", request) as run:
@@ -148,7 +148,7 @@ class Desk:
     def _shown(
         self, number: int, volume: Volume | Unusable, point: str, run: Run, language: str
     ) -> Iterator[tuple[int, str]]:
-        """How many slices are judged and the series so far, now and then; in the end the whole answer."""
+        """Yield the number of judged slices and the series so far, at intervals; at the end the whole answer."""
         screener, seen, found = self._reader(point), [], []
         if isinstance(volume, Unusable):
             answer = refused(screener, volume.name, volume.reason, point)
@@ -168,7 +168,7 @@ class Desk:
             yield len(seen), views.series(seen, language)
 
     def _whole(self, screener: Screener, volume: Volume | Unusable, point: str, run: Run) -> SeriesFinding:
-        """The answer for a series, as far as anybody waits for it."""
+        """Return the answer for a series; stop early when the run is over."""
         if isinstance(volume, Unusable):
             return refused(screener, volume.name, volume.reason, point)
         found = []
@@ -181,7 +181,7 @@ class Desk:
     # A model on labelled pictures
 
     def run_check(self, files: Uploaded, kind: str, request: gr.Request) -> Iterator[tuple[str, str]]:
-        """Check a model on labelled pictures: how far it is, then the report."""
+        """Check a model on labelled pictures; yield the progress, then the report."""
         from hub_model.check import cases, page, report, sources
 
         language = spoken(request.request.scope)
@@ -207,13 +207,13 @@ class Desk:
         yield "", views.site_check(page.render(told), language)
 
     def stop(self, name: str, request: gr.Request) -> None:
-        """End the run of this name in this browser tab after the picture it is at."""
+        """Stop the run of this name in this browser tab after the current picture."""
         if run := self._runs.get((name, request.session_hash)):
             run.stopped.set()
 
     @contextmanager
     def _under_way(self, name: str, request: gr.Request) -> Iterator["Run"]:
-        """A run that can be stopped; one of the same name and tab that is under way gives way to it."""
+        """Start a run that can be stopped; an earlier run of the same name and tab is stopped first."""
         key, run = (name, request.session_hash), Run(request)
         self.stop(name, request)
         self._runs[key] = run
@@ -224,7 +224,7 @@ class Desk:
                 del self._runs[key]
 
     def _reader(self, point: str) -> Screener:
-        """The model for series.
+        """Return the model that judges series.
 
         Raises:
             UnknownWord: an operating point that it does not have.
@@ -236,7 +236,7 @@ class Desk:
     def _judged(
         self, todo: list[Picture], kind: str, point: str, run: Run, *, heat_map: bool = False
     ) -> Iterator[tuple[Picture, Judgement]]:
-        """Each picture with its answer, in batches, until the run is over."""
+        """Yield each picture with its answer, judged in batches, until the run is over."""
         sources = (Frame(picture.source, picture.frame) for picture in todo)
         judged = judge_many(self.screeners, sources, kind, point, heat_map=heat_map)
 
@@ -251,14 +251,14 @@ class Desk:
     # About the model
 
     def show_model(self, kind: str, request: gr.Request) -> tuple[str, str]:
-        """Figures and plots as HTML, and the card as Markdown."""
+        """Return the figures and plots as HTML, and the model card as Markdown."""
         if kind not in list(self.screeners):  # asked past the page's buttons
             return "", ""
         screener = self.screeners[kind]
         return views.model(screener, spoken(request.request.scope)), views.card(screener)
 
     def show_code(self, request: gr.Request) -> str:
-        """How to get the same answers from code, with this page's own address."""
+        """Return HTML that shows how to get the same answers from code, with this page's own address."""
         mcp = bool(getattr(request.request.app.get_blocks(), "mcp_server_obj", None))
         return views.code(request.headers.get("origin"), mcp, spoken(request.request.scope))
 
@@ -281,7 +281,7 @@ class Desk:
             return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
 
     def heat_map(self, file: Uploaded, kind: str) -> Image.Image:
-        """The picture, tinted where the model found evidence for COVID-19 (orange) and against it (blue).
+        """Tint the picture where the model found evidence for COVID-19 (orange) and against it (blue).
 
         Args:
             file: PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file.
@@ -353,7 +353,7 @@ class Desk:
         }
 
     def model(self, kind: str) -> dict[str, Any]:
-        """What is known of a model.
+        """Return what is known of a model.
 
         Args:
             kind: "xray", "ct", or a further model that the page names.
@@ -371,7 +371,7 @@ class Desk:
 
 @contextmanager
 def _said() -> Iterator[None]:
-    """A refused upload or an unknown word reaches the caller of an endpoint as its sentence."""
+    """Turn a refused upload or an unknown word into an error that shows its sentence to the caller."""
     try:
         yield
     except UploadRefused as refusal:
@@ -381,7 +381,7 @@ def _said() -> Iterator[None]:
 
 
 def _upload(files: Uploaded) -> Path:
-    """The one file that a check is about.
+    """Return the path of the one file that a check needs.
 
     Raises:
         UploadRefused: there is none, or it is gone.
@@ -395,7 +395,7 @@ def _upload(files: Uploaded) -> Path:
 
 
 def _nameless(refusal: Refused, uploads: list[Path]) -> Refused:
-    """A refusal that says the name of an upload, not where the server keeps it."""
+    """Return the refusal with the name of each upload in place of its path on the server."""
     if isinstance(refusal, UploadRefused):
         return refusal
     text = str(refusal)
@@ -405,7 +405,7 @@ def _nameless(refusal: Refused, uploads: list[Path]) -> Refused:
 
 
 def paths(uploaded: Uploaded) -> list[Path]:
-    """The files behind an upload field; Gradio has made sure that they lie in its upload folder."""
+    """Return the paths of the files in an upload field; Gradio has made sure that they lie in its upload folder."""
     files = uploaded if isinstance(uploaded, list) else [uploaded] if uploaded else []
     return [Path(file["path"]) for file in files]
 

@@ -48,7 +48,7 @@ log = logging.getLogger("covid_xct.demo")
 
 
 def fetch_nothing() -> None:
-    """Close the door by which Gradio fetches addresses, in whatever field or route they come.
+    """Stop Gradio from fetching addresses, in any field or route.
 
     All of its fetchers check and ask through `safehttpx`, which would also put the host's name to a public
     DNS-over-HTTPS server.
@@ -147,7 +147,7 @@ class Gate:
         return 429, f"You have {waiting} requests waiting. Wait for an answer before you ask for more."
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Work that can ask whether anybody still waits for it (`listeners.gone`)."""
+        """Serve work that can ask whether anybody still waits for it (`listeners.gone`)."""
         stream = HungUp(receive)
         direct = DIRECT.match(_path(scope)) is not None
         scope = {**scope, CALLER: Caller(self._listeners, stream if direct else None)}
@@ -157,7 +157,7 @@ class Gate:
             stream.close()
 
     async def _answers(self, event: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """A stream of answers: as long as it is open, somebody waits for the work of this visit."""
+        """Serve a stream of answers; as long as it is open, somebody waits for the work of this visit."""
         queue = scope["app"].get_blocks()._queue
         known = queue.event_ids_to_events.get(event)
         named = QueryParams(scope["query_string"]).get("session_hash", "")
@@ -171,7 +171,7 @@ class Gate:
             stream.close()
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take an upload that has room on the disk, and end it when nothing comes any more."""
+        """Accept an upload for which the disk has room, and end it when no more data arrives."""
         length = Headers(scope=scope).get("content-length", "")
         if not re.fullmatch(r"[0-9]{1,15}", length):
             return await _answer(411, "Say how long the upload is (Content-Length).")(scope, receive, send)

@@ -55,7 +55,7 @@ class Picture:
     frame: int | None = None
 
     def source(self) -> Path | bytes:
-        """What `read_image` takes.
+        """Return the path or the bytes that `read_image` takes.
 
         Raises:
             ImageRefused: the upload is gone, or the archive is damaged, locked or packed oddly at this place.
@@ -74,7 +74,7 @@ class Picture:
 
 
 def pictures(paths: Iterable[Path], limit: int = MAX_PICTURES) -> list[Picture]:
-    """Every picture in the uploaded files, archives opened (one in another is not), in the order of their names.
+    """List every picture in the uploaded files, in the order of their names; archives are opened, nested ones not.
 
     Raises:
         UploadRefused: nothing chosen, too many, or an archive that is broken, empty or unpacks to too much.
@@ -92,7 +92,7 @@ def pictures(paths: Iterable[Path], limit: int = MAX_PICTURES) -> list[Picture]:
 
 
 def volumes(todo: list[Picture]) -> Iterator[Volume | Unusable]:
-    """The CT series among pictures, each opened as it comes: volume files, DICOM slices wherever they lie, frames.
+    """Yield the CT series among pictures: volume files, DICOM slices in any folder, frames; each is opened in turn.
 
     Raises:
         UploadRefused: more slices than one answer may take.
@@ -107,7 +107,7 @@ def volumes(todo: list[Picture]) -> Iterator[Volume | Unusable]:
 
 
 def keep(used: Iterable[Picture]) -> None:
-    """Put off the deletion of uploads that are still being worked on; it counts from a file's last change."""
+    """Delay the deletion of uploads that are still in use; it counts from a file's last change."""
     for path in {picture.path for picture in used}:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)

@@ -38,7 +38,7 @@ class Judgement:
 
 
 def points(screeners: Mapping[str, Screener]) -> list[str]:
-    """Names of the operating points that any of the models has, in their order."""
+    """List the names of the operating points that any of the models has, in their order."""
     return list(dict.fromkeys(name for screener in screeners.values() for name in screener.operating_points))
 
 
@@ -63,7 +63,7 @@ def judge_many(
     *,
     heat_map: bool = True,
 ) -> Iterator[Judgement]:
-    """Screen pictures in batches; whatever happens to one, it gets an answer and the rest goes on.
+    """Screen pictures in batches; every picture gets an answer, and an error in one does not stop the rest.
 
     Args:
         screeners: by modality, and further ones by name.
@@ -88,12 +88,12 @@ def judge_many(
 
 
 def defaults(screeners: Mapping[str, Screener]) -> dict[str, Screener]:
-    """The one model for each modality, which goes by its name."""
+    """Return the default model for each modality: the one with the modality's name."""
     return {name: screener for name, screener in screeners.items() if name == screener.modality}
 
 
 def chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -> dict[str, Screener]:
-    """The models to ask, by modality.
+    """Choose the models to ask, by modality.
 
     Raises:
         UnknownWord: a kind or an operating point that there is not.
@@ -110,7 +110,7 @@ def chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -
 
 
 def _named(word: object) -> str:
-    """What came, short enough to be said again."""
+    """Return the given word, shortened for an error message."""
     return repr(word) if len(repr(word)) <= 60 else f"{repr(word)[:60]}..."
 
 

@@ -38,7 +38,7 @@ class HungUp:
         return await (asyncio.shield(self._end) if self._end else self._next())
 
     async def begin(self) -> None:
-        """Take the request itself, which of a GET is empty, and listen for its end from now on."""
+        """Receive the request body, which is empty for a GET, and listen for its end from now on."""
         self._first = await self._next()
 
     async def _next(self) -> Message:
@@ -51,7 +51,7 @@ class HungUp:
         return message
 
     def close(self) -> None:
-        """The answer was given: listen no more."""
+        """Stop listening, as the answer was given."""
         if self._end:
             self._end.cancel()
 
@@ -65,7 +65,7 @@ class Listeners:
 
     @contextmanager
     def listening(self, visit: str, stream: HungUp) -> Iterator[None]:
-        """While a stream of answers is open."""
+        """Record that a stream of answers is open while the block runs."""
         self._streams.setdefault(visit, []).append(stream)
         try:
             yield
@@ -80,7 +80,7 @@ class Listeners:
                 self._left.popitem(last=False)
 
     def gone(self, visit: str, asked: float) -> bool:
-        """Whether nobody will hear the answer to what was asked at a time (`time.monotonic`)."""
+        """Return whether nobody will get the answer to a request made at a time (`time.monotonic`)."""
         streams = list(self._streams.get(visit, ()))
         if streams:
             return all(stream.gone.is_set() for stream in streams)
@@ -106,33 +106,34 @@ class Caller:
 
 
 def gone(scope: Scope, visit: str | None) -> bool:
-    """Whether nobody waits any more for what a request asked for; never of a request that passed no gate."""
+    """Return whether nobody waits any more for the answer to a request; False if it passed no gate."""
     caller = scope.get(CALLER)
     return caller is not None and caller.gone(visit or "")
 
 
 def queued(queue: Any) -> Iterator[Any]:
-    """Gradio's events that wait or run."""
+    """Yield Gradio's events that wait or run."""
     for waiting in list(queue.event_queue_per_concurrency_id.values()):
         yield from list(waiting.queue)
     yield from running(queue)
 
 
 def running(queue: Any) -> Iterator[Any]:
-    """Gradio's events that run."""
+    """Yield Gradio's events that run."""
     for job in list(queue.active_jobs):
         yield from job or ()
 
 
 def visitor(event: Any) -> str | None:
-    """The address that an event was asked from."""
+    """Return the address that an event was asked from; None where it is unknown."""
     client = getattr(event.request, "client", None)
     return client.host if client else None
 
 
 def take_turns(queue: Any) -> None:
-    """Let Gradio's queue serve the visitor first for whom least is under way, among equals the first come; what nobody
-    waits for any more leaves it unserved.
+    """Make Gradio's queue serve the visitor with the fewest running events first.
+
+    Among equals, the one who came first is served first; an event that nobody waits for any more leaves unserved.
     """
     first_come = queue.get_events
 

@@ -40,7 +40,7 @@ def place(kind: type[BaseException], where: TracebackType | None) -> str:
 
 
 def keep_quiet() -> TextIO:
-    """Send everything but our own records nowhere, for the rest of the process.
+    """Discard all log records but our own, for the rest of the process.
 
     Returns:
         Standard output as it was, for what is meant to be read.

@@ -96,8 +96,9 @@ class Uploads:
 
 
 def private_folder(parent: str | os.PathLike | None = None) -> tuple[Path, FileLock]:
-    """A new folder that only this user can read, and the lock that says its process lives; first removes the
-    folders of processes that are dead, whatever killed them.
+    """Make a folder that only this user can read, and the lock that shows that its process lives.
+
+    Removes first the folders of processes that have ended, for any reason.
     """
     parent = Path(parent or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def remove(folder: Path, lock: FileLock) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove private folders whose lock nobody holds; what is others' or in use stays."""
+    """Remove private folders whose lock nobody holds; folders of other users or in use stay."""
     for held in parent.glob(f"{PREFIX}*{LOCK}"):
         lock = FileLock(held)
         try:

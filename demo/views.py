@@ -71,13 +71,13 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render(template: str, language: str, **values: Any) -> str:
-    """Render a template in a language; ``say`` and ``percent`` are at hand in it."""
+    """Render a template in a language; it can use ``say`` and ``percent``."""
     page = ENVIRONMENT.get_template(template, globals={"percent": percent, "number": number})
     return page.render(say=texts.teller(language), language=language, **values)
 
 
 def percent(share: float) -> int:
-    """Share in 0..1 -> whole percent, never 0 or 100 for a probability that is neither."""
+    """Convert a share in 0..1 to whole percent, never 0 or 100 for a probability that is neither."""
     rounded = round(share * 100)
     return min(max(rounded, 1), 99) if 0 < share < 1 else rounded
 
@@ -104,7 +104,7 @@ def legend() -> str:
 
 
 def site_check(page: str, language: str) -> str:
-    """The report of a site check in a frame of its own, with a link that saves it."""
+    """Render the report of a site check in a frame of its own, with a link that saves it."""
     link = "data:text/html;charset=utf-8;base64," + base64.b64encode(page.encode("utf-8")).decode("ascii")
     return render("check.html", language, page=page, link=link)
 
@@ -264,7 +264,7 @@ def progress(done: int, total: int, language: str) -> str:
 
 
 def finished(count: Count, done: int, total: int, language: str) -> str:
-    """Say how a batch came out, and what was not judged."""
+    """Say what a batch found, and what was not judged."""
     return render("finished.html", language, count=count, done=done, total=total)
 
 
@@ -318,7 +318,7 @@ class Slice:
 
     @classmethod
     def of(cls, number: int, judgement: Judgement, language: str, among: int) -> "Slice":
-        """One of `among` slices: the pictures of a long series are small, as all of them travel to the page."""
+        """Make one of `among` slices; pictures of a long series are small, as all are sent to the page."""
         probability, side = judgement.finding.probability, TILE if among <= MANY else THUMB
         return cls(
             number, judgement.decision, probability, reasons(judgement, language), thumb(judgement, side)
@@ -326,7 +326,7 @@ class Slice:
 
 
 def series(seen: Sequence[Slice], language: str, **whole: Any) -> str:
-    """The most suspicious slices and all slices in order; with the whole answer, where there is one."""
+    """Render the most suspicious slices and all slices in order, with the whole answer where there is one."""
     judged = sorted((one for one in seen if one.probability is not None), key=lambda one: -one.probability)
     positive = sum(one.decision == "positive" for one in judged)
     told = {"number": None, "found": None, "notes": [], "why": [], "figures": "", "picture": None, **whole}
@@ -336,7 +336,7 @@ def series(seen: Sequence[Slice], language: str, **whole: Any) -> str:
 
 
 def whole(number: int, found: SeriesFinding, seen: Sequence[Slice], language: str) -> str:
-    """A series with its answer, what its files say of themselves, and the picture along the body."""
+    """Render a series with its answer, the notes from its files, and the picture along the body."""
     picture = None
     if found.judged:
         stream = io.BytesIO()
@@ -355,7 +355,7 @@ def whole(number: int, found: SeriesFinding, seen: Sequence[Slice], language: st
 
 
 def series_figures(found: SeriesFinding, language: str) -> str:
-    """How often the rule for a series is right on patients; empty where it gave no answer."""
+    """Say how often the rule for a series is right on patients; empty where it gave no answer."""
     if found.probability is None or not found.measured:
         return ""
     sensitivity, specificity = found.measured["sensitivity"], found.measured["specificity"]
@@ -368,7 +368,7 @@ def series_figures(found: SeriesFinding, language: str) -> str:
 
 
 def series_record(found: SeriesFinding) -> dict[str, Any]:
-    """A series for programs; reasons in the words of the page."""
+    """Make a record of a series for programs, with the reasons in the words of the page."""
     return {
         **found.to_dict(),
         "reasons": [said(reason, "en") for reason in found.reasons],
@@ -407,7 +407,7 @@ def model(screener: Screener, language: str) -> str:
 
 
 def measures(part: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every record in a nest of dicts and lists, and where: ("guard, caught, noise: caught", record)."""
+    """Yield every record in nested dicts and lists, with its place: ("guard, caught, noise: caught", record)."""
     if isinstance(part, Mapping):
         if "metric" in part and "value" in part:
             place = under[:-1] if under and under[-1] == part["metric"] else under

@@ -76,7 +76,7 @@ app = typer.Typer(cls=Verbs, add_completion=False, no_args_is_help=True, pretty_
 
 @app.callback()
 def train() -> None:
-    """From archives of chest images to a published screening model."""
+    """Make a published screening model from archives of chest images."""
 
 
 def main() -> None:

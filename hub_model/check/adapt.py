@@ -104,7 +104,7 @@ def adapt(material: Material, screener: Screener, seed: int = 0) -> tuple[dict[s
 
 
 def log_odds(cases: Sequence[Case]) -> np.ndarray:
-    """Log-odds (n,) of judged pictures; probabilities of exactly 0 and 1 are drawn in a little."""
+    """Compute the log-odds (n,) of judged pictures; probabilities are clipped to 1e-12..1 - 1e-12."""
     probabilities = np.array([case.probability for case in cases], float)
     return logit(np.clip(probabilities, 1e-12, 1 - 1e-12))
 
@@ -133,7 +133,10 @@ def _measured(
 def _differences(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, families: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """Calibration error and Brier score after less before, on the same pictures, by a paired family bootstrap."""
+    """Compute how calibration error and Brier score change, on the same pictures (after minus before).
+
+    Intervals are from a paired family bootstrap.
+    """
     weights = family_weights(families, seed=seed)
     values = [threshold_free(labels, expit(odds)) for odds in (after, before)]
     samples = [threshold_free(labels, expit(odds), weights) for odds in (after, before)]

@@ -94,7 +94,7 @@ class Material:
         return [case for case in self.cases if case.code is not None and case.left_out is None]
 
     def sha256(self) -> str:
-        """A hash of all pictures and their labels, whatever their names and order."""
+        """Return a hash of all pictures and their labels, independent of their names and order."""
         told = sorted(case.sha256 + bytes([case.label]) for case in self.cases)
         return hashlib.sha256(b"".join(told)).hexdigest()
 
@@ -141,7 +141,7 @@ def judge_rows(
 
 
 def listed(rows: Sequence[Row]) -> Material:
-    """What is to be judged among some rows, nothing of it judged yet."""
+    """Collect the pictures to judge among some rows; none is judged yet."""
     skipped = Counter(
         ANOTHER_MODALITY if row.skipped.startswith(ANOTHER_MODALITY) else row.skipped
         for row in rows
@@ -151,7 +151,7 @@ def listed(rows: Sequence[Row]) -> Material:
 
 
 def judging(material: Material, screener: Screener) -> Iterator[int]:
-    """Judge picture by picture, and say after each how many are done; only when it has ended is the material whole."""
+    """Judge picture by picture, and yield the number done after each; the material is complete only at the end."""
     seen = known_pictures(screener)
     material.seen_known = seen is not None
     waiting: deque[Case] = deque()
@@ -163,7 +163,7 @@ def judging(material: Material, screener: Screener) -> Iterator[int]:
 
 
 def known_pictures(screener: Screener) -> copies.Seen | None:
-    """The hashes of the pictures that a model was made with; None where they are missing, or are of other data.
+    """Return the hashes of the pictures that a model was made with; None if they are missing or of other data.
 
     Raises:
         FolderRefused: the file is damaged.
@@ -178,7 +178,7 @@ def _case(row: Row) -> Case:
 
 
 def _sources(cases: Sequence[Case], waiting: deque[Case]) -> Iterator[bytes]:
-    """The contents of each file that is to be judged; what is said of it outside its pixels is kept."""
+    """Yield the contents of each file to judge; what its header says is kept in its case."""
     for case in cases:
         try:
             content = read_bytes(case.ref)

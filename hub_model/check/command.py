@@ -87,7 +87,7 @@ def _judged(data: list[str], screener: Screener, labels: list[str] | None) -> Ma
 
 
 def _say(told: dict[str, Any], fitted: dict[str, Any] | None, out: Path, console: Console) -> None:
-    """The gist, for whoever started it."""
+    """Print the main results for the user."""
     for line in told["first"]:
         console.print(line, soft_wrap=True)
     console.print(told["verdict"]["sentence"], soft_wrap=True)

@@ -11,7 +11,7 @@ SURPLUS = 1000  # draws of labels by which a calibration error of chance is know
 
 
 def difference(ours: Record, theirs: Record) -> dict[str, Any]:
-    """Compare a figure here with the same figure elsewhere, two samples that share no patient.
+    """Compare a figure here with the same figure elsewhere, for two samples that share no patient.
 
     The interval is that of Zou and Donner (MOVER; Statistics in Medicine 27, 2008, 1693-1702): it takes over the
     skewness of the two intervals and needs nothing else of either sample.

@@ -50,7 +50,7 @@ def hashes(grey: Image.Image) -> Hashes:
 
 
 def _ranks(grey: Image.Image) -> np.ndarray:
-    """(SIDE, SIDE) ranks of the grey levels of the picture without its frame."""
+    """Return the (SIDE, SIDE) ranks of the grey levels of the picture without its frame."""
     pixels = np.asarray(grey)
     small = Image.fromarray(np.ascontiguousarray(_unframed(pixels))).resize(
         (SIDE, SIDE), Image.Resampling.BOX
@@ -70,7 +70,7 @@ def _unframed(pixels: np.ndarray) -> np.ndarray:
 
 @cache
 def _frequencies() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The cosines (SIDE, SIDE), and rows and columns of the BITS lowest frequencies but the first."""
+    """Return the cosines (SIDE, SIDE), and rows and columns of the BITS lowest frequencies except the first."""
     cosines = np.cos(np.pi / SIDE * (np.arange(SIDE) + 0.5)[None] * np.arange(SIDE)[:, None])
     order = sorted((u + v, u, v) for u in range(SIDE) for v in range(SIDE) if u + v)[:BITS]
     return cosines, (np.array([u for _, u, _ in order]), np.array([v for _, _, v in order]))
@@ -83,12 +83,12 @@ def _look(ranks: np.ndarray) -> np.ndarray:
 
 
 def distances(looks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """In how many signs looks (n, 2) differ from others (m, 2): (n, m)."""
+    """Count in how many signs looks (n, 2) differ from others (m, 2); returns (n, m)."""
     return np.bitwise_count(looks[:, None] ^ others[None]).sum(-1, dtype=int)
 
 
 def pairs(found: Sequence[Hashes]) -> Iterator[tuple[int, int]]:
-    """Places of pictures that look like copies of each other, mirrored or not; the first is the smaller."""
+    """Yield places of pairs of pictures that look like copies, mirrored or not; the smaller place comes first."""
     if not found:
         return
     plain, mirrored = (np.stack([getattr(one, name) for one in found]) for name in ("look", "mirrored"))
@@ -117,7 +117,7 @@ class Seen:
     data: bytes
 
     def role(self, one: Hashes) -> str | None:
-        """What a copy of this picture was for when the model was made; None where there is none."""
+        """Return the role that a copy of this picture had when the model was made; None where there is no copy."""
         if (found := self.exact.get(one.exact)) is not None:
             return ROLES[found]
         apart = np.minimum(*(distances(look[None], self.looks)[0] for look in (one.look, one.mirrored)))
@@ -126,7 +126,7 @@ class Seen:
 
 
 def tensors(found: Sequence[Hashes], roles: Sequence[str], data_sha256: str) -> dict[str, np.ndarray]:
-    """What `SEEN` holds, for whoever writes it: in the order of the hashes, which says nothing of that of the data.
+    """Make the tensors of the file `SEEN`, in the order of the hashes, which does not reveal the order of the data.
 
     Args:
         found: hashes of every picture.
@@ -143,7 +143,7 @@ def tensors(found: Sequence[Hashes], roles: Sequence[str], data_sha256: str) -> 
 
 
 def read_seen(folder: Path) -> Seen | None:
-    """The hashes that travel with a model; None where the folder has none.
+    """Return the hashes that travel with a model; None where the folder has none.
 
     Raises:
         FolderRefused: the file is damaged or of another layout.

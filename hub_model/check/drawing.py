@@ -9,7 +9,7 @@ ROW, LABELS, SPAN = 26, 250, 340
 
 
 def _square(title: str, x: str, y: str, inside: str) -> str:
-    """A square plot of shares from 0 to 1 either way."""
+    """Draw a square plot whose two axes are shares from 0 to 1."""
     ends = MARGIN + SIDE
     lines = "".join(
         f'<line x1="{_x(v):.1f}" y1="{_y(0):.1f}" x2="{_x(v):.1f}" y2="{_y(1):.1f}" class="grid"/>'
@@ -36,7 +36,7 @@ def _y(share: float) -> float:
 
 
 def roc(curve: Sequence[Sequence[float]], points: Mapping[str, Mapping[str, Any]], area: str) -> str:
-    """The ROC curve, with the operating points on it."""
+    """Draw the ROC curve, with the operating points on it."""
     path = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in curve)
     marks = "".join(
         f'<circle cx="{_x(1 - row["specificity"]["value"]):.1f}" cy="{_y(row["sensitivity"]["value"]):.1f}" r="4" '
@@ -52,7 +52,7 @@ def roc(curve: Sequence[Sequence[float]], points: Mapping[str, Mapping[str, Any]
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> str:
-    """Observed share of COVID-19 against the mean probability, in bins of equal count."""
+    """Draw the observed share of COVID-19 against the mean probability, in bins of equal count."""
     places = [(_x(row["probability"]), _y(row["share"])) for row in bins]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="mark"/>' for x, y in places)
@@ -65,7 +65,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
 
 
 def whiskers(rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, Any] | None]]]], title: str) -> str:
-    """Figures with their intervals on one axis from 0 to 1.
+    """Draw figures with their intervals on one axis from 0 to 1.
 
     Args:
         rows: label of a row, and its figures: class of the mark ("here", "card") and record.

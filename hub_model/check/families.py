@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 
 def joined(tokens: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Indices of the items that share a token, directly or through others (connected components)."""
+    """Group the indices of items that share a token, directly or through others (connected components)."""
     numbers: dict[str, int] = {}
     pairs = [
         (index, len(tokens) + numbers.setdefault(token, len(numbers)))

@@ -226,7 +226,7 @@ def read_bytes(ref: Ref) -> bytes:
 
 
 def open_volume(ref: Path | Packed) -> Volume:
-    """Open the volume in one file; that which was opened last is kept open, as its slices come one after the other.
+    """Open the volume in one file; the last one stays open, as its slices are read one after the other.
 
     Raises:
         ImageRefused: it is none, or cannot be used.
@@ -241,7 +241,7 @@ def _volume(ref: Path | Packed, _changed: str) -> Volume:
 
 
 def is_volume(file: File) -> bool:
-    """Whether a file is a volume by its name."""
+    """Return whether a file is a volume by its name."""
     return file.name.lower().endswith(VOLUME_SUFFIXES)
 
 
@@ -255,14 +255,15 @@ def is_picture(file: File) -> bool:
 
 
 def pointer(content: bytes) -> str | None:
-    """Say what a file is that only stands for another one, with what to do; None for any other file."""
+    """Say what a file is that only stands in for another one, and what to do; None for any other file."""
     head = content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     return next((what for start, what in POINTERS.items() if head.startswith(start)), None)
 
 
 def is_dicom(head: bytes) -> bool:
-    """Recognise DICOM by the first 132 bytes; some archives write neither preamble nor mark but begin with group 2 or
-    8.
+    """Recognise DICOM by the first 132 bytes.
+
+    Some archives write neither preamble nor mark, but begin with group 2 or 8.
     """
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
@@ -286,7 +287,7 @@ def dicom_tags(file: File) -> dict[str, str]:
 
 
 def _regular(path: Path) -> os.stat_result:
-    """A pipe or device that is named like a picture would block its reader."""
+    """Refuse a path that is not a regular file: a pipe or device named like a picture would block its reader."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError("a link that leads nowhere")
     info = path.stat()
@@ -296,7 +297,7 @@ def _regular(path: Path) -> os.stat_result:
 
 
 def _inside(root: Path | None, path: str) -> Path:
-    """A file that a row of a data set names; rows of strangers may name any file of this machine."""
+    """Return the path of a file that a row of a data set names; refuse one outside the data set's folder."""
     if root is None or not Path(root, path).resolve().is_relative_to(root.resolve()):
         raise OSError(
             "the data set names a file outside itself instead of holding the picture; it is not read"

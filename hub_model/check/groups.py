@@ -37,7 +37,7 @@ class UnknownColumn(Refused):
 
 
 def groupings(cases: Sequence[Case], by: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Name the groups of cases (n,): those of `USUAL` that anything is said of, the source, and the columns asked for.
+    """Name the groups of cases (n,): the columns of `USUAL` that have values, the source, and the columns asked for.
 
     Args:
         cases: pictures.
@@ -48,7 +48,7 @@ def groupings(cases: Sequence[Case], by: Sequence[str] = ()) -> dict[str, np.nda
         asked for.
 
     Raises:
-        UnknownColumn: a column that is said of no picture.
+        UnknownColumn: a column that no picture has a value for.
     """
     columns = sorted({column for case in cases for column in case.about})
     asked = [name.strip().lower() for name in by]
@@ -80,7 +80,7 @@ def _value(case: Case, key: str) -> str:
 
 
 def age_group(said: str) -> str:
-    """An age in years, or as DICOM writes it ("045Y", "010M"), as a group; empty where it is no age."""
+    """Sort an age in years, or as DICOM writes it ("045Y", "010M"), into a group; empty where it is no age."""
     told = re.fullmatch(r"0*(\d{1,3})(?:\.\d+)?\s*([ymwd]?)(?:ears?|rs?)?", said.strip().lower())
     if told is None:
         return ""
@@ -92,7 +92,7 @@ def age_group(said: str) -> str:
 
 
 def sex(said: str) -> str:
-    """A sex in the words that are told apart; anything else as it is said."""
+    """Translate a sex into one of the words in `SEXES`; anything else stays as it is given."""
     return SEXES.get(said.lower(), said)
 
 

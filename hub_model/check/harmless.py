@@ -69,7 +69,7 @@ def measure_changes(
 
 
 def spread(labels: Sequence[int], families: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Choose rows, in order: labels in equal numbers as far as they go, and no family twice before all came once."""
+    """Choose rows, in order: labels in equal numbers where possible, and no family twice before each came once."""
     labels, families = np.asarray(labels), np.asarray(families)
     order = np.random.default_rng(seed).permutation(len(labels))
     turn = np.empty(len(labels), int)  # how often the family was met before

@@ -54,7 +54,7 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """Never fails: what is wrong with a file is for `read_image` to say."""
+    """Read the header of a picture file; never fails, as `read_image` reports what is wrong with a file."""
     try:
         if is_dicom(content[:132]):
             return _dicom_header(content)
@@ -66,7 +66,7 @@ def read_header(content: bytes) -> Header:
 
 
 def _dicom_header(content: bytes) -> Header:
-    """Patient and study are kept as hashes, to group by, and in the working files only."""
+    """Read a DICOM header; patient and study are kept as hashes, for grouping, and in the working files only."""
     import pydicom
 
     tags = ["PatientID", "StudyInstanceUID", "PhotometricInterpretation", "Rows", "Columns"]

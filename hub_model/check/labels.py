@@ -104,7 +104,7 @@ class Reader:
         return {"skipped": f"left out by --labels {said}={SKIP}"} if index is None else {"label": index}
 
     def refuse_unknown(self) -> None:
-        """Raises DataRefused where a table held labels that nobody knows."""
+        """Raise DataRefused where a table held unknown labels."""
         if self.unknown:
             first = next(iter(self.unknown))
             raise DataRefused(
@@ -149,7 +149,7 @@ def exact(name: object) -> str:
 
 
 def label_words(labels: Sequence[str] | None) -> dict[str, int | None]:
-    """Class name as `exact` writes it -> class index, with further names as "Normal=Non-COVID" or "-1=skip".
+    """Map class names, as `exact` writes them, to class indices; adds names given as "Normal=Non-COVID" or "-1=skip".
 
     Raises:
         DataRefused: no such class, or one name with two meanings.

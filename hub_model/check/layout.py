@@ -70,7 +70,7 @@ def layout_rows(files: Sequence[File], reader: Reader) -> list[Row]:
 
 
 def placed(file: File, reader: Reader, class_levels: frozenset[tuple[str, ...]] = frozenset()) -> Row | None:
-    """Class and modality by the folder names; None where they do not say both, or say two things.
+    """Read class and modality from the folder names; None where they do not say both, or say two things.
 
     Args:
         file: the file.
@@ -173,7 +173,7 @@ def left_out(files: Sequence[File]) -> dict[str, str]:
 
 
 def _stem(name: str) -> str:
-    """A file's name without its ending, that of 'scan.nii.gz' among them."""
+    """Return a file's name without its ending, also for 'scan.nii.gz'."""
     return PurePosixPath(re.sub(r"\.gz$", "", name.casefold())).stem
 
 

@@ -48,7 +48,7 @@ def render(
 
 
 def _rows(told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure with its label, the card's, and their difference in words."""
+    """List every figure with its label, the card's figure, and their difference in words."""
     compared = {(row["point"], row["figure"]): row for row in told["against_card"]}
     wanted = [(None, name) for name in ("auroc", "ece", "brier")]
     wanted += [(point, name) for point in told["figures"]["at"] for name in ("sensitivity", "specificity")]
@@ -83,7 +83,7 @@ def _plots(told: Mapping[str, Any], point: str) -> dict[str, str]:
 
 
 def _adapted(site: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the page says of fitted settings."""
+    """Collect what the page says of fitted settings; None where none were fitted."""
     if site is None:
         return None
     before, after = site["figures"]["before"], site["figures"]["after"]

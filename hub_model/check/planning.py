@@ -21,11 +21,11 @@ class PlanRefused(Refused):
 
 
 def exact_interval(hits: np.ndarray, n: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Clopper and Pearson's interval of a share (Biometrika 26, 1934, 404-413).
+    """Compute Clopper and Pearson's interval of a share (Biometrika 26, 1934, 404-413).
 
     Args:
         hits: right answers.
-        n: of so many.
+        n: number of answers.
         level: confidence.
     """
     hits, n = np.asarray(hits, float), np.asarray(n, float)

@@ -52,7 +52,7 @@ class Settings:
     """What is looked at.
 
     Attributes:
-        by: columns by which figures are told apart, besides those that are looked at wherever they are said.
+        by: columns to group figures by, besides those that are used wherever pictures have values for them.
         changes: pictures on which harmless changes are tried at most; 0 for none.
         prevalence: share of COVID-19 among those who would be screened, for predictive values; None for none.
         seed: of the bootstrap and of the draws.
@@ -82,8 +82,8 @@ def examine(
         The contents of ``check.json``; see ``check.schema.json``.
 
     Raises:
-        TooFew: only one class, or too few patients of one, was left to reckon with.
-        UnknownColumn: a column to sort by that is said of no picture.
+        TooFew: only one class, or too few patients of one, was left to compute figures from.
+        UnknownColumn: a column to sort by that no picture has a value for.
     """
     settings = settings or Settings()
     cases, memory = _independent(material)
@@ -122,8 +122,10 @@ def examine(
 
 
 def _independent(material: Material) -> tuple[list[Case], bool]:
-    """The pictures to reckon with, and whether they are the model's own: copies of training pictures count only where
-    next to nothing else is left."""
+    """Return the pictures to compute figures from, and whether they are the model's own.
+
+    Copies of training pictures count only where hardly anything else is left.
+    """
     judged = material.counted
     own = [case for case in judged if case.seen in ROLES[:2]]
     rest = [case for case in judged if case.seen not in ROLES[:2]]
@@ -141,7 +143,7 @@ def _enough(cases: Sequence[Case]) -> bool:
 
 
 def _check_enough(material: Material, cases: Sequence[Case], screener: Screener) -> None:
-    """Refuse to reckon with too little.
+    """Refuse to compute figures from too few pictures.
 
     Raises:
         TooFew: with the reason that matters most.
@@ -175,7 +177,7 @@ def _counted(codes: Mapping[str, int]) -> str:
 
 
 def _arrays(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, probabilities and families, (n,) each."""
+    """Return labels, probabilities and families, (n,) each."""
     return (
         np.array([case.label for case in cases]),
         np.array([case.probability for case in cases], float),
@@ -202,7 +204,7 @@ def _figures(cases: Sequence[Case], points: Mapping[str, Any], settings: Setting
 
 
 def _reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
-    """Mean probability and observed share in bins of equal count."""
+    """Compute the mean probability and the observed share in bins of equal count."""
     order = np.argsort(probabilities, kind="stable")
     parts = np.array_split(order, min(bins, max(1, len(order) // 5)))
     return [
@@ -216,7 +218,7 @@ def _reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 8) -
 
 
 def _curve(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> list[list[float]]:
-    """Points of the ROC curve: 1 - specificity and sensitivity, at most so many."""
+    """Compute points of the ROC curve, 1 - specificity and sensitivity; at most `most` of them."""
     order = np.argsort(-probabilities, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(probabilities[order]) != 0, True])
     true, false = np.cumsum(labels[order])[last], np.cumsum(1 - labels[order])[last]
@@ -229,7 +231,7 @@ def _curve(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> li
 def _by_group(
     cases: Sequence[Case], values: np.ndarray, points: Mapping[str, Any], seed: int
 ) -> list[dict[str, Any]]:
-    """Figures of every group of one column, the largest first, and what each differs in from all others."""
+    """Compute the figures of every group of one column, the largest first, and how each differs from all others."""
     labels, probabilities, families = _arrays(cases)
     rows = []
     for value, count in Counter(values.tolist()).most_common():
@@ -284,7 +286,7 @@ def _differs(
     points: Mapping[str, Any],
     seed: int,
 ) -> list[str]:
-    """In words, at the first operating point: what a group differs in from all others by more than chance."""
+    """Say in words how a group differs from all others by more than chance, at the first operating point."""
     name, point = next(iter(points.items()))
     right = (probabilities >= point["threshold"]) == (labels == 1)
     said = []
@@ -318,7 +320,7 @@ def _changes(cases: Sequence[Case], screener: Screener, settings: Settings) -> d
 
 
 def _card(screener: Screener) -> dict[str, Any] | None:
-    """What the model's own evaluation says, as far as it is compared; None where it was never evaluated."""
+    """Read the compared figures of the model's own evaluation; None where these weights were never evaluated."""
     path = screener.path / hub_folder.EVALUATION
     if not path.is_file():
         return None
@@ -339,7 +341,7 @@ def _card(screener: Screener) -> dict[str, Any] | None:
 def _against_card(
     measured: Mapping[str, Any], card: Mapping[str, Any] | None, cases: Sequence[Case]
 ) -> list[dict]:
-    """Every figure that the card has too: ours, theirs, their difference, and that in words."""
+    """List every figure that the card has too: ours, theirs, their difference, and the difference in words."""
     if card is None:
         return []
     pairs = [(None, name, measured[name], card[name]) for name in ("auroc", "brier", "ece")]
@@ -375,7 +377,7 @@ def _against_card(
 
 
 def _promises(measured: Mapping[str, Any], points: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Whether each operating point keeps here what it was chosen for."""
+    """Say whether each operating point keeps here what it was chosen for."""
     rows = []
     for name, point in points.items():
         told = point.get("promise")
@@ -397,7 +399,7 @@ def _promises(measured: Mapping[str, Any], points: Mapping[str, Any]) -> list[di
 
 
 def _at_prevalence(cases: Sequence[Case], points: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Predictive values at a prevalence, with intervals."""
+    """Compute the predictive values at a prevalence, with intervals."""
     labels, probabilities, families = _arrays(cases)
     weights = family_weights(families, seed=settings.seed)
     rows = {}
@@ -450,7 +452,7 @@ def _data(material: Material, cases: Sequence[Case], memory: bool) -> dict[str, 
 
 
 def _refusals(material: Material) -> dict[str, Any]:
-    """How many were refused, why, and whether one label is refused more often than the other."""
+    """Count how many were refused, why, and say whether one label is refused more often than the other."""
     countable = [case for case in material.cases if case.left_out is None]
     families = np.array([case.family for case in countable])
     labels = np.array([case.label for case in countable])
@@ -478,13 +480,13 @@ def _refusals(material: Material) -> dict[str, Any]:
 
 
 def _shortest(reason: str) -> str:
-    """The first sentence of a refusal, without what differs from picture to picture."""
+    """Return the first sentence of a refusal, without what differs from picture to picture."""
     first = reason.split(". ")[0].rstrip(".")
     return first.split(" (")[0] + "."
 
 
 def _copies(material: Material) -> dict[str, Any]:
-    """Copies among the pictures, patients with several, and copies under both labels."""
+    """Count copies among the pictures, patients with several, and copies under both labels."""
     families = Counter(case.family for case in material.cases if case.hashes)
     exact = Counter(case.hashes.exact for case in material.cases if case.hashes)
     by_family = defaultdict(set)
@@ -504,7 +506,7 @@ def _copies(material: Material) -> dict[str, Any]:
 
 
 def _first(told: Mapping[str, Any], memory: bool) -> list[str]:
-    """What must be said before any figure."""
+    """List what must be said before any figure."""
     data, said = told["data"], []
     own = data["seen"]["train"] + data["seen"]["validation"]
     if own and memory:
@@ -543,7 +545,7 @@ def _first(told: Mapping[str, Any], memory: bool) -> list[str]:
 
 
 def _verdict(told: Mapping[str, Any], memory: bool) -> dict[str, Any]:
-    """The plain verdict, and the limits that go with it. Nothing better than `USABLE` is ever said."""
+    """Give the verdict in plain words, and its limits; it is never better than `USABLE`."""
     if memory:
         return {
             "word": NONE,

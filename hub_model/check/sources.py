@@ -87,7 +87,7 @@ def _parse(source: str | Path) -> tuple[str, str | Path, bool]:
 
 
 def _adopt(row: Row, name: str, explicit: bool, modality: str | None) -> Row:
-    """Put a row under the name of its source; patient and group ids of different sources do not meet."""
+    """Put a row under the name of its source; equal patient or group ids in different sources stay separate."""
     inner = row.source
     source = (f"{name}/{inner}" if explicit else inner) if inner else name
     skipped = row.skipped

@@ -97,7 +97,7 @@ class _Finder:
         self._by_id: dict[tuple[str, str], list[File]] | None = None
 
     def files_of(self, table: File, number: int, entry: dict[str, str]) -> list[File]:
-        """Find the files of one line; one that is missing stands for those that are not there."""
+        """Find the files of one line; a single missing file stands for those that do not exist."""
         id_column = next((name for name in ID_COLUMNS if name in entry), None)
         if "file_name" in entry:
             path = _below(table, entry["file_name"])
@@ -129,7 +129,7 @@ def _composed(path: str) -> str:
 
 
 def _below(table: File, name: str) -> str:
-    """Path of a table entry within the collection."""
+    """Return the path of a table entry within the collection."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         raise DataRefused(
@@ -171,7 +171,7 @@ def _table_row(file: File, entry: dict[str, str], reader: Reader) -> Row:
 
 
 def told_beside(entry: Mapping[str, object]) -> dict[str, str]:
-    """What a line says besides which file it is, its label, its kind, its split and its patient."""
+    """Return what a line says besides its file, label, kind, split and patient."""
     return {
         column: str(value)
         for column, value in entry.items()
@@ -180,7 +180,7 @@ def told_beside(entry: Mapping[str, object]) -> dict[str, str]:
 
 
 def known_ids(entry: dict[str, object]) -> tuple[str, ...]:
-    """Ids of patient and group of one line, where they name somebody."""
+    """Return the ids of patient and group in one line, where they name somebody."""
     return tuple(
         f"{column}:{entry[column]}"
         for column in KNOWN_COLUMNS
@@ -192,7 +192,7 @@ def known_ids(entry: dict[str, object]) -> tuple[str, ...]:
 
 
 def _lines(table: File, finder: _Finder) -> Iterator[dict[str, str]]:
-    """Lines of a table as text under normalised column names."""
+    """Yield the lines of a table as text under normalised column names."""
     if table.suffix == ".txt":
         yield from _covidx_lines(table, finder)
         return
@@ -233,8 +233,10 @@ def _raw_lines(table: File, content: bytes) -> Iterable[dict]:
 
 
 def _column(name: object) -> str:
-    """Lower case; 'Study Instance UID' and 'study_instance_uid' are the DICOM attribute, 'filename' is
-    file_name."""
+    """Normalise the name of a column: lower case, and one spelling for ids and file names.
+
+    'Study Instance UID' and 'study_instance_uid' are the DICOM attribute, 'filename' is file_name.
+    """
     found = exact(name)
     if found in ID_COLUMNS and found != "patientid":
         return found
@@ -242,7 +244,7 @@ def _column(name: object) -> str:
 
 
 def _list_lines(table: File) -> list[list[str]]:
-    """Words of each line of a text list; none where it is no text."""
+    """Return the words of each line of a text list; none where it is no text."""
     try:
         return [
             line.split() for line in read_bytes(table.ref).decode("utf-8-sig").splitlines() if line.strip()
@@ -252,7 +254,7 @@ def _list_lines(table: File) -> list[list[str]]:
 
 
 def _place_of_picture(words: Sequence[str]) -> int | None:
-    """Which word of a COVIDx line names the picture: the first or second, with the class after it."""
+    """Find which word of a COVIDx line names the picture: the first or second, with the class after it."""
     for place, word in enumerate(words[:2]):
         if PurePosixPath(word).suffix.lower() in PICTURE_SUFFIXES and len(words) > place + 1:
             return place
@@ -260,7 +262,7 @@ def _place_of_picture(words: Sequence[str]) -> int | None:
 
 
 def _covidx_lines(table: File, finder: _Finder) -> Iterator[dict[str, str]]:
-    """Lines of a COVIDx list: [patient] file class [source], and for CT the lung's box after the class.
+    """Yield the lines of a COVIDx list: [patient] file class [source], and for CT the lung's box after the class.
 
     Pictures lie beside the list, in a folder called like the split, or wherever there is one of that name.
     Source: github.com/lindawangg/COVID-Net and github.com/haydengunraj/COVIDNet-CT.

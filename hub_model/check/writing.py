@@ -40,7 +40,7 @@ class PlaceRefused(Refused):
 
 
 def check_place(out: Path) -> Path:
-    """Say early that a report cannot go to a place; an earlier report gives way.
+    """Refuse early a place where a report cannot be written; an earlier report may be replaced.
 
     Raises:
         PlaceRefused: something else is there.
@@ -67,7 +67,7 @@ def write(
         material: the judged pictures.
         screener: who judged them; it draws the heat maps of the worst errors.
         site: contents of a ``site.json``, where local settings were fitted.
-        by: columns that figures were told apart by.
+        by: columns that figures were grouped by.
 
     Raises:
         PlaceRefused: see `check_place`.
@@ -87,7 +87,7 @@ def write(
 
 
 def worst(cases: Sequence[Case]) -> list[Case]:
-    """The lowest-scored pictures with COVID-19, then the highest-scored without."""
+    """List the lowest-scored pictures with COVID-19, then the highest-scored without."""
     found = []
     for label in (1, 0):
         mine = [case for case in cases if case.label == label]
@@ -132,7 +132,7 @@ def _write_refused(path: Path, material: Material) -> None:
 def columns_of(
     material: Material, screener: Screener, by: Sequence[str] = ()
 ) -> dict[str, tuple[list, str, str]]:
-    """The table of predictions: column -> its values, their pandas type, and what they mean.
+    """Make the table of predictions: column -> its values, their pandas type, and what they mean.
 
     What was refused or left out is not in it; `REFUSED` names it.
     """

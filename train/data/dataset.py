@@ -175,7 +175,7 @@ def verify(folder: Path) -> dict:
 
 
 def _stored(folder: Path) -> list[tuple]:
-    """Split, source, path, family and label of every row in the parquet files.
+    """Read split, source, path, family and label of every row in the parquet files.
 
     Raises:
         DataRefused: a row names a file elsewhere, which `datasets` would open in place of a picture.

@@ -307,9 +307,7 @@ def prepared(folder: Path) -> dict:
 
 
 def left_out(folder: Path) -> dict[str, int]:
-    """Count the files that are in no split, by reason: masks, lateral views, files that cannot be read, other labels
-    ...
-    """
+    """Count the files that are in no split, by reason: masks, lateral views, unreadable files, other labels ..."""
     reasons = Counter(entry.refused for entry in read_manifest(folder / MANIFEST_FILE) if entry.refused)
     return dict(reasons.most_common())
 

@@ -29,8 +29,7 @@ def code_hash(*modules: ModuleType) -> str:
 
 
 def group(entries: Sequence[Entry], chunks: Sequence[Path], folder: Path, look: bool, jobs: int) -> None:
-    """Set `family` of every readable picture; drop families whose members contradict each other in their
-    label.
+    """Set `family` of every readable picture; drop families whose members have different labels.
 
     Args:
         entries: all pictures read.

@@ -62,7 +62,7 @@ def hide_names(entries: Sequence[Entry]) -> None:
     """Call files by their contents: names and folders may name patients, and a hash of a name can be guessed.
 
     A path becomes the first 16 digits of the SHA-256 of the file, numbered where a source holds the same file twice;
-    a file that was not read gets a number alone. Whatever is learnt from names must have been learnt before.
+    a file that was not read gets a number alone. Everything that is learnt from names must have been learnt before.
     """
     met: Counter[tuple[str, str]] = Counter()
     for entry in entries:

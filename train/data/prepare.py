@@ -210,7 +210,7 @@ def _ordered(rows: list[Row]) -> list[Row]:
 
 
 def _mixed(row: Row) -> tuple[bytes, str]:
-    """Sort key by a hash; the slices of a volume stay together, as it is opened once for all of them."""
+    """Make a sort key by a hash; the slices of a volume stay together, as it is opened once for all of them."""
     name = row.path.rpartition("#")[0] if isinstance(row.ref, Slice) else row.path
     return hashlib.sha256(f"{row.source}\0{name}".encode()).digest(), row.path
 
@@ -283,7 +283,7 @@ def _is_unreadable(entry: Entry) -> bool:
 
 
 def _tell(out: Path, entries: Sequence[Entry], split: str) -> None:
-    """Print one line of result; nothing is left out in silence."""
+    """Print the result in one line; everything that was left out is named."""
     placed = [entry for entry in entries if entry.split]
     sizes = Counter(entry.split for entry in placed)
     left_out = Counter(

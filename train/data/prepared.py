@@ -129,8 +129,7 @@ def write_split(path: Path, placed: Sequence[Entry], settings: Mapping) -> None:
 
 
 def write_card(path: Path, placed: Sequence[Entry], sizes: Mapping[str, int], settings: Mapping) -> None:
-    """Write README.md with the YAML block by which `datasets` knows columns and splits without reading
-    them."""
+    """Write README.md with the YAML block that tells `datasets` the columns and splits without reading them."""
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs

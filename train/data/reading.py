@@ -100,8 +100,7 @@ def entries_of(rows: Sequence[Row], chunks: Sequence[Path]) -> list[Entry]:
 
 
 def column_of(entries: Sequence[Entry], chunks: Sequence[Path], column: str) -> Iterator[tuple[Entry, bytes]]:
-    """Stream one binary column ("image" or "descriptor") of the given entries, in the order they were
-    read."""
+    """Stream one binary column ("image" or "descriptor") of the given entries, in the order they were read."""
     import pyarrow.parquet as pq
 
     by_place = {(entry.chunk, entry.place): entry for entry in entries}
@@ -184,15 +183,16 @@ def _record(row: Row, settings: Mapping) -> dict:
 
 
 def _reason(error: Exception) -> str:
-    """A refusal for a list in which the file's name stands beside it: without name, path and general
-    advice."""
+    """Shorten an error for a list that names the file beside it: no name, path or general advice."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.removeprefix("The picture: ").removesuffix(ACCEPTED).strip()
 
 
 def _encoded(content: bytes, grey: Image.Image, plain: bool, long_side: int | None) -> bytes:
-    """The file itself where it is an 8-bit grey JPEG or PNG that says nothing else; a lossless PNG
-    otherwise."""
+    """Return the file itself if it is an 8-bit grey JPEG or PNG without other data; otherwise a lossless PNG.
+
+    A picture whose longer side exceeds `long_side` is scaled down to it, and becomes such a PNG.
+    """
     longest = max(grey.size)
     if long_side and longest > long_side:
         width, height = (max(1, round(side * long_side / longest)) for side in grey.size)

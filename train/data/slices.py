@@ -76,7 +76,7 @@ def _patient(ref: Path | Packed, head: bytes) -> tuple[str, ...]:
 
 
 def shows_lung(grey: Image.Image) -> bool:
-    """Whether the embedded lung network for CT finds a lung."""
+    """Return whether the embedded lung network for CT finds a lung; True where there is no such network."""
     finder = _finder()
     return finder is None or finder.find(grey).found
 

@@ -144,9 +144,7 @@ def _looks(
     copies: int,
     seed: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make grey pictures as the network is shown them, (N, 1, H, W), and changed copies of each, (N, K, 1, H, W);
-    uint8.
-    """
+    """Make grey pictures as the network sees them, (N, 1, H, W), and changed copies, (N, K, 1, H, W); uint8."""
     size = tuple(pretrained_cfg["input_size"][1:])
     pixels = torch.empty((count, 1, *size), dtype=torch.uint8)
     changed = torch.empty((count, copies, 1, *size), dtype=torch.uint8)

@@ -74,8 +74,7 @@ def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Imag
 
 
 def unlabelled_pictures(folders: Sequence[Path], finder: lungs.LungFinder | None = None) -> list[Image.Image]:
-    """Read the grey pictures in some folders, folder by folder in the order of their names; other files are passed
-    over.
+    """Read the grey pictures in some folders, by folder in the order of their names; skip other files.
 
     Args:
         folders: searched to any depth.

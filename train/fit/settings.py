@@ -170,9 +170,7 @@ class Settings:
         return json.loads(json.dumps({**asdict(self), "model_args": self.network_arguments}, default=str))
 
     def portable(self) -> dict[str, Any]:
-        """Give the settings as `as_json` does, but only the last name of places on this machine; names on the Hub stay
-        whole.
-        """
+        """Give the settings as `as_json` does, but only the last part of local paths; names on the Hub stay whole."""
         told = self.as_json()
         places = {
             name: [_last_name(place) for place in told[name]]

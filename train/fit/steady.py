@@ -35,8 +35,9 @@ def steady_head(
     seed: int,
     bf16: bool = False,
 ) -> None:
-    """Set a network's head to the steady one on its frozen features; with `recipe.consistent`, set also what the
-    network shall learn from there on.
+    """Set a network's head to the steady one on its frozen features.
+
+    With `recipe.consistent`, set also what the network shall learn from there on.
 
     That is consistency distillation: the head's log-odds of a picture, averaged over all its looks, become the target
     of every look alike, so the network learns to answer each look as it answers the mean of them. Half of each target
@@ -81,7 +82,7 @@ def steady_head(
 
 
 def beside(looks: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """Set what an expert (N, E) told of each picture beside the features (N, L, D) of its looks: (N, L, D + E)."""
+    """Append the expert's features (N, E) of each picture to the features (N, L, D) of its looks: (N, L, D + E)."""
     return np.concatenate([looks, np.repeat(told[:, None], looks.shape[1], 1)], 2)
 
 

@@ -279,7 +279,7 @@ class StopOnTrainingAccuracy(TrainerCallback, ExportableState):
         return control
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps of it."""
+        """Return what a checkpoint stores of this callback."""
         return {
             "args": {"min_delta": self.min_delta, "patience": self.patience},
             "attributes": {"best": self.best, "waited": self.waited},

@@ -193,8 +193,9 @@ def _thumbnail(parts: "DatasetDict", ours: np.ndarray, seed: int) -> dict[str, R
 
 
 def _thumbnail_classifier(parts: "DatasetDict", without: Sequence[str] = ()) -> Pipeline:
-    """Fit logistic regression to the thumbnails of the train split, regularised as is best on validation, so that the
-    network is compared with the best of its kind. Sources in ``without`` are kept from both splits."""
+    """Fit logistic regression to the thumbnails of the train split, regularised as is best on validation.
+
+    So the network is compared with the best of its kind. Sources in ``without`` are kept from both splits."""
     known = {
         name: parts[name].filter(lambda source: source not in without, input_columns="source")
         for name in ("train", "validation")

@@ -160,7 +160,7 @@ def kinds_for(modality: str) -> dict[str, Maker]:
 def foreign_pictures(
     reals: list[Image.Image], modality: str, count: int, seed: int, teaching: bool
 ) -> dict[str, Iterator[Image.Image]]:
-    """``count`` pictures of each kind a model of ``modality`` has to refuse, from ``reals`` where a kind needs one.
+    """Make ``count`` pictures of each kind a model of ``modality`` must refuse, from ``reals`` if a kind needs one.
 
     Args:
         reals: grey pictures of this modality, the part that teaches or the part that measures.

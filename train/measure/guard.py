@@ -194,7 +194,7 @@ def _look(
 
 
 def further(limits: Sequence[float]) -> float:
-    """How far the limit of one more source may lie out, given those of the sources that were left out in turn.
+    """Estimate how far the limit of a new source may lie out, from the limits of the sources left out in turn.
 
     The largest of n would be passed by one source in n + 1. Going beyond it by its distance from the next is the
     estimate of where a distribution ends (Robson & Whitlock 1964, Biometrika 51:33-39). Of two sources, one left out

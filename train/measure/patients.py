@@ -44,7 +44,7 @@ class Patients:
     unanswered: int
 
     def by(self, rule: str) -> np.ndarray:
-        """One number in 0..1 for each patient."""
+        """Return one number in 0..1 for each patient."""
         return np.array([RULES[rule](one) for one in self.slices])
 
 
@@ -181,7 +181,7 @@ def _check(found: Patients, name: str) -> None:
 
 
 def compare(found: Patients, seed: int) -> dict[str, dict[str, float]]:
-    """AUROC of every rule over patients: mean and standard error over folds stratified by label."""
+    """Compute the AUROC of every rule over patients: mean and standard error over folds stratified by label."""
     order = np.random.default_rng(seed).permutation(len(found.labels))
     order = order[np.argsort(found.labels[order], kind="stable")]
     fold = np.empty(len(order), int)
@@ -198,13 +198,13 @@ def compare(found: Patients, seed: int) -> dict[str, dict[str, float]]:
 
 
 def chosen(compared: dict[str, dict[str, float]]) -> str:
-    """The plainest rule within one standard error of the best (Breiman et al. 1984, the one-SE rule)."""
+    """Choose the plainest rule within one standard error of the best (Breiman et al. 1984, the one-SE rule)."""
     best = max(compared.values(), key=lambda one: one["auroc"])
     return next(rule for rule in RULES if compared[rule]["auroc"] >= best["auroc"] - best["error"])
 
 
 def most_slices(slices: list[np.ndarray]) -> int:
-    """Of how many slices a series may be for the figures to speak of it: what all but a few patients stay below."""
+    """Find the largest number of slices in a series that the figures cover; all but a few patients stay below it."""
     return int(np.quantile([len(one) for one in slices], SHARE, method="lower"))
 
 

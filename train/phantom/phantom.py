@@ -87,7 +87,7 @@ def phantom(
 ) -> Path:
     """Write synthetic chest pictures in the documented layout, X-ray|CT / COVID|Non-COVID, and metadata.csv.
 
-    Every patient is seen several times; patient 3 of seed 0 is the same whatever N. A folder that already
+    Every patient is seen several times; patient 3 of seed 0 is the same for every N. A folder that already
     holds phantoms of these settings is left as it is.
 
     Returns:

@@ -185,8 +185,9 @@ def _names(screening: dict, repo_id: str) -> dict[str, Any]:
 
 
 def _mixed(evaluation: dict) -> list[dict[str, Any]]:
-    """List the sources with both labels in the test split: within them, knowing the source is of no use. `chance` says
-    that the interval of the AUROC reaches down to a coin's.
+    """List the sources with both labels in the test split: within them, knowing the source is of no use.
+
+    `chance` says that the interval of the AUROC reaches down to 0.5, that of a coin.
     """
     return [
         {"name": name, "auroc": found["auroc"], "chance": (found["auroc"]["low"] or 0) <= COIN}
@@ -208,7 +209,7 @@ def _twins(evaluation: dict) -> list[tuple[str, str]]:
 
 
 def _published(sources: dict[str, Collection], evaluation: dict) -> list[dict[str, Any]]:
-    """Pictures here and in the published split, by part, where a single collection's own split was taken."""
+    """Count pictures here and in the published split, by part, where a single collection's own split was taken."""
     only = next(iter(sources.values()))
     if evaluation["data"]["split"] != "official" or len(sources) > 1 or not only.published:
         return []
@@ -304,8 +305,9 @@ def records(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]
 
 
 def _predictive(evaluation: dict, point: str) -> list[dict[str, Any]]:
-    """PPV and NPV at assumed prevalences, from the sensitivity and specificity of the test split (Bayes'
-    theorem): value, and with both at the lower and at the upper end of their intervals.
+    """Compute PPV and NPV at assumed prevalences from sensitivity and specificity of the test split (Bayes' theorem).
+
+    Each has the value, and that at the lower and at the upper end of both intervals.
     """
     at = evaluation["test"]["at"][point]
     if at["sensitivity"]["value"] is None or at["specificity"]["value"] is None:

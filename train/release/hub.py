@@ -167,7 +167,7 @@ class Target:
         return address
 
     def _look(self, api: "HfApi") -> Found:
-        """Look what lies there; a branch that is not there yet will start from main."""
+        """Look up what lies there; a branch that does not exist yet will start from main."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         try:

@@ -99,8 +99,7 @@ def publish_data(
     replace: Annotated[bool, typer.Option(help="delete what else the repository holds")] = False,
     dry_run: Annotated[bool, typer.Option(help="check and list, upload nothing")] = False,
 ) -> str | None:
-    """Upload a prepared data set with its card as one commit; `datasets.load_dataset(REPO)` opens it,
-    streaming too.
+    """Upload a prepared data set with its card as one commit; `datasets.load_dataset(REPO)` opens it, streaming too.
 
     Raises:
         Refused: no prepared folder, names of files that may name patients, a public place for pictures that may not
@@ -121,8 +120,7 @@ def publish_data(
 
 
 def checked(run: Path, repo_id: str, may_pass_on: bool) -> dict[str, Content]:
-    """Check a run and collect the files that go to the Hub, by their path there; the card carries the repository's
-    name.
+    """Check a run and collect the files for the Hub, by their path there; the card gets the repository's name.
 
     Raises:
         see `publish`.
@@ -309,7 +307,7 @@ def _collection(name: str) -> origins.Collection:
 
 
 def _data_card(readme: str, repo_id: str, placed: list, told: dict) -> str:
-    """Extend the card that `prepare` wrote by where the pictures come from and what may be done with them."""
+    """Add to the card that `prepare` wrote where the pictures come from and what may be done with them."""
     from huggingface_hub import DatasetCard
 
     card = DatasetCard(readme)

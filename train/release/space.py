@@ -151,9 +151,7 @@ def pin(name: str, local: bool = False) -> Pinned:
 
 
 def write_gradio(repo_id: str, models: list[Pinned], out: Path) -> dict[str, Content]:
-    """Write the Gradio Space: the demo as it is, the package beside it, a start file, requirements and
-    front matter.
-    """
+    """Write the Gradio Space: the demo as it is, the package beside it, start file, requirements, front matter."""
     pinned = {f"COVID_XCT_{model.modality.upper()}": str(model) for model in models}
     front = {
         "sdk": "gradio", "sdk_version": version("gradio"), "python_version": PYTHON, "app_file": "start.py",
@@ -224,8 +222,7 @@ def _readme(repo_id: str, models: list[Pinned], front: dict, text: str) -> bytes
 def write_static(
     repo_id: str, models: list[Pinned], out: Path, runtime: Path = RUNTIME
 ) -> dict[str, Content]:
-    """Write the static page: the model's own files, the runtime, and a list of all of them for use without a
-    network.
+    """Write the static page: the model's own files, the runtime, and a list of all files for offline use.
 
     Raises:
         Refused: no onnxruntime-web, or a model the page cannot run.
