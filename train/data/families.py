@@ -107,13 +107,13 @@ def agreement(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _features(record: np.ndarray) -> np.ndarray:
-    """Features of a record as vectors of length one, (count, 128) float32."""
+    """Give the features of a record as vectors of length one, (count, 128) float32."""
     features = record["feature"][: record["count"]].astype(np.float32)
     return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-6)
 
 
 def _places(record: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places and orientations of a record's features as complex numbers, (count,) each."""
+    """Give places and orientations of a record's features as complex numbers, (count,) each."""
     place = record["place"][: record["count"]].astype(np.float32)
     return place[:, 0] + 1j * place[:, 1], place[:, 2] + 1j * place[:, 3]
 
@@ -146,7 +146,7 @@ def _agreeing(likeness, from_at, from_turn, to_at, to_turn) -> int:
 
 
 def _spread(at: np.ndarray) -> float:
-    """Standard deviation of places along the direction in which they vary least."""
+    """Compute the standard deviation of places along the direction in which they vary least."""
     if len(at) == 0:
         return 0.0
     centred = at - at.mean()
@@ -218,7 +218,7 @@ def _vectors(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _aggregate(features: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """VLAD: per word the direction in which its features differ from it, (words * 128,) of length one."""
+    """Compute VLAD: per word the direction in which its features differ from it, (words * 128,) of length one."""
     nearest = (features @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
     belongs = (nearest == np.arange(len(words))[:, None]).astype(np.float32)
     residual = belongs @ features - belongs.sum(axis=1, keepdims=True) * words
@@ -260,7 +260,7 @@ class _Search:
         return np.array(sorted(chosen), int).reshape(-1, 2)
 
     def _nearest(self, families: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each picture the nearest of other families, mirrored or not: indices, likeness, (n, count)."""
+        """Find for each picture the nearest of other families, mirrored or not: indices, likeness, (n, count)."""
         count = min(count, len(self.plain) - 1)
         found, likeness = [], []
         for start in range(0, len(self.plain), BLOCK):
@@ -283,7 +283,7 @@ class _Comparison:
         self.seen: set[tuple[int, int]] = set()
 
     def copies(self, pairs: np.ndarray) -> np.ndarray:
-        """Those of the (m, 2) pairs, compared now for the first time, that are copies of one original."""
+        """Give those of the (m, 2) pairs, compared now for the first time, that are copies of one original."""
         done = len(self.seen)
         fresh = {(min(pair), max(pair)) for pair in pairs.tolist()} - self.seen
         self.seen |= fresh

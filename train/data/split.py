@@ -71,7 +71,7 @@ def assign_splits(
 
 
 def check_split(kind: str, ratios: Sequence[float]) -> None:
-    """Raises DataRefused for an unknown kind or bad ratios, before any work is done."""
+    """Raise DataRefused for an unknown kind or bad ratios, before any work is done."""
     if kind not in SPLIT_KINDS:
         raise DataRefused(f"Split {kind!r}: accepted are {', '.join(map(repr, SPLIT_KINDS))}.")
     if len(ratios) != len(SPLITS) or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
@@ -108,14 +108,15 @@ def prove_no_leak(rows: Iterable[Picture]) -> None:
 
 
 def split_hash(rows: Iterable[Picture]) -> str:
-    """SHA-256 over who went where, whatever the order: equal hash, equal split of equal pictures."""
+    """Hash who went where (SHA-256), in any order: equal hash, equal split of equal pictures."""
     lines = sorted(f"{row.source}\t{row.path}\t{row.pixels}\t{row.family}\t{row.split}" for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _strata(row: Picture) -> list[Stratum]:
-    """Every picture counts towards the balance of its modality, of its class, and of its class in its
-    source."""
+    """List what a picture counts towards: the balance of its modality, of its class, and of its class in its
+    source.
+    """
     key = (row.modality, str(row.label), row.source)
     return [key[:1], key[:2], key]
 
@@ -146,7 +147,7 @@ def _dealt(
 
 
 def _shuffled(seed: int, unit: str) -> bytes:
-    """Order of equals: by a keyed hash, so that it depends on no other picture of the collection."""
+    """Give the order of equals: by a keyed hash, so that it depends on no other picture of the collection."""
     return hashlib.sha256(f"{seed}:{unit}".encode()).digest()
 
 
@@ -170,7 +171,7 @@ def _fill_empty(home: dict[str, str], counts: Mapping[str, Counter[Stratum]], sp
 
 
 def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -> list[str | None]:
-    """Published splits where a modality has them, cleaned of copies towards the later split; else by family.
+    """Take published splits where a modality has them, cleaned of copies towards the later split; else by family.
 
     Where test is published but no validation, families of train are dealt to the two. A collection without
     parts of its own beside one that has them is for training alone: the published parts stay comparable.
@@ -217,7 +218,7 @@ def _official(rows: Sequence[Picture], seed: int, shares: Mapping[str, float]) -
 def random_crossings(
     rows: Sequence[Picture], seed: int = 0, ratios: Sequence[float] = RATIOS
 ) -> dict[str, int]:
-    """What a random split of the same pictures would do: families on two sides, test pictures known from
+    """Count what a random split of the same pictures would do: families on two sides, test pictures known from
     training."""
     splits = assign_splits(rows, "random", seed, ratios)
     homes: dict[str, set[str]] = defaultdict(set)
