@@ -1,6 +1,6 @@
 """How often `detect` tells an X-ray from a CT slice, on real pictures that had no part in training.
 
-    python -m tests.benchmarks.detect ../shared/data
+    python -m tests.benchmarks.detect ../shared/data ../shared/data2 ../shared/data3
 
 The embedded models' own test splits are asked as the page asks: a picture may go to the right model, to the
 wrong one, or be refused by both. Writes docs/measured/detect.json and detect.md; it keeps no picture and no
@@ -19,21 +19,24 @@ from hub_model import Screener
 from hub_model.check.metrics import family_weights, record
 from tests.benchmarks import measured
 from tests.served import ROOT
-from train.data.dataset import load_data
+from train.data.dataset import open_data
 
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
 
 from app import open_screeners
-from judge import judge
+from judge import defaults, judge
 
 OUTCOMES = {"right": "right", "wrong": "taken for the other kind", "refused": "refused"}
 
 
-def test_part(data: Path, screener: Screener):
-    """The pictures that the model was tested on, by the split it was trained with."""
+def test_part(data: list[Path], screener: Screener):
+    """Return the pictures that the model was tested on, by the split it was trained with; stop at any other split."""
     provenance = screener.screening["provenance"]
     settings = {key: provenance[key] for key in ("seed", "split", "families")}
-    return load_data(str(data), modality=screener.modality, **settings)["test"]
+    parts, origin = open_data([str(place) for place in data], screener.modality, **settings)
+    if origin.split_sha256 != provenance["split_sha256"]:
+        sys.exit(f"The {screener.modality} model was trained on other data: give those that its card names.")
+    return parts["test"]
 
 
 def outcomes(screeners: dict[str, Screener], part, kind: str) -> tuple[list[str], list[bool]]:
@@ -64,10 +67,12 @@ def shares(found: list[str], families: list[str]) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How often the kind of picture is detected rightly.")
-    parser.add_argument("data", type=Path, help="the collection that the embedded models were trained on")
+    parser.add_argument(
+        "data", type=Path, nargs="+", help="the collections that the embedded models were trained on"
+    )
     parser.add_argument("--out", type=Path, default=measured.FOLDER)
     chosen = parser.parse_args()
-    screeners = open_screeners()
+    screeners = defaults(open_screeners())
     result: dict = {"environment": measured.environment("torch", "timm"), "kinds": {}}
     rows, names = [], {"xray": "chest X-rays", "ct": "CT slices"}
     for kind, screener in screeners.items():
