@@ -52,18 +52,7 @@ def adapt(material: Material, screener: Screener, seed: int = 0) -> tuple[dict[s
             "Local settings are fitted on the model's own answers, and this model already uses local settings of "
             f"{screener.site.made}. Leave --site out to fit them anew."
         )
-    cases = [case for case in material.counted if case.seen not in ROLES[:2]]
-    patients = {label: len({case.family for case in cases if case.label == label}) for label in (0, 1)}
-    if min(patients.values()) < LEAST:
-        own = len(material.counted) - len(cases)
-        known = (
-            f" ({own:,} more are copies of the model's training pictures and teach nothing)" if own else ""
-        )
-        raise TooFewToAdapt(
-            f"There are {patients[1]} patients with COVID-19 and {patients[0]} without{known}; fitting local settings "
-            f"and measuring them on others takes at least {LEAST} of each. Check the model without --adapt, or gather "
-            "more."
-        )
+    cases = _enough(material)
     labels = np.array([case.label for case in cases])
     families = np.array([case.family for case in cases])
     odds = log_odds(cases)
@@ -101,6 +90,27 @@ def adapt(material: Material, screener: Screener, seed: int = 0) -> tuple[dict[s
         "figures": measured,
     }  # fmt: skip
     return sealed(site), measured
+
+
+def _enough(material: Material) -> list[Case]:
+    """Take the pictures that settings may be fitted on: those the model did not learn or choose from.
+
+    Raises:
+        TooFewToAdapt: fewer than `LEAST` patients of a label.
+    """
+    cases = [case for case in material.counted if case.seen not in ROLES[:2]]
+    patients = {label: len({case.family for case in cases if case.label == label}) for label in (0, 1)}
+    if min(patients.values()) < LEAST:
+        own = len(material.counted) - len(cases)
+        known = (
+            f" ({own:,} more are copies of the model's training pictures and teach nothing)" if own else ""
+        )
+        raise TooFewToAdapt(
+            f"There are {patients[1]} patients with COVID-19 and {patients[0]} without{known}; fitting local settings "
+            f"and measuring them on others takes at least {LEAST} of each. Check the model without --adapt, or gather "
+            "more."
+        )
+    return cases
 
 
 def log_odds(cases: Sequence[Case]) -> np.ndarray:

@@ -249,7 +249,7 @@ def is_picture(file: File) -> bool:
     """Say whether a file is a picture: by its name, or by its first bytes where that says nothing. Volumes count."""
     if file.suffix in PICTURE_SUFFIXES or is_volume(file):
         return True
-    head = _head(file.ref)
+    head = head_of(file.ref)
     webp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
     return webp or head.startswith(PICTURE_STARTS) or is_dicom(head)
 
@@ -275,7 +275,7 @@ def dicom_tags(file: File) -> dict[str, str]:
     """
     import pydicom
 
-    if not is_dicom(_head(file.ref)):
+    if not is_dicom(head_of(file.ref)):
         return {}
     wanted = ["Modality", *DICOM_IDS]
     try:
@@ -310,15 +310,15 @@ def _check_size(size: int) -> None:
         raise OSError(f"the file has {size:,} bytes; at most {FILE_LIMIT:,} are read")
 
 
-def _head(ref: Ref) -> bytes:
-    """Read the first 132 bytes: enough to tell a picture, DICOM included; empty where unreadable."""
+def head_of(ref: Ref, size: int = 132) -> bytes:
+    """Read the first bytes of a file, by default enough to tell a picture, DICOM included; empty where unreadable."""
     try:
         if isinstance(ref, Path):
             _regular(ref)
             with open(ref, "rb") as stream:
-                return stream.read(132)
+                return stream.read(size)
         if isinstance(ref, Packed):
-            return _archive(ref.archive).head(ref.member, 132)
+            return _archive(ref.archive).head(ref.member, size)
     except (OSError, ArchiveRefused):
         pass
     return b""

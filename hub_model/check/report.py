@@ -571,9 +571,8 @@ def _limits(told: Mapping[str, Any]) -> list[str]:
     measured, said = told["figures"], []
     for name, row in measured["at"].items():
         said.append(
-            f"At {name} it finds {_span(row['sensitivity'])} of those with COVID-19 and leaves "
-            f"{_span(row['specificity'])} "
-            f"of the others in peace."
+            f"At {name} it finds {_span(row['sensitivity'])} of those with COVID-19 and calls "
+            f"{_span(row['specificity'])} of the others negative."
         )
     said += [row["words"] for row in told["promises"] if row["state"] == "broken"]
     said += [row["words"] for row in told["against_card"] if row["difference"]["more_than_chance"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from hub_model import hub_folder, lungs
-from hub_model.check.files import Packed, Slice, is_dicom, open_volume, read_bytes
+from hub_model.check.files import Packed, Slice, head_of, is_dicom, open_volume, read_bytes
 from hub_model.check.headers import read_header
 from hub_model.check.labels import Row
 from hub_model.foreign_formats import HEAD
@@ -37,7 +37,7 @@ def _slices(row: Row, every: int) -> Iterator[Row]:
         yield row
         return
     try:
-        head = _head(row.ref)
+        head = head_of(row.ref, HEAD)
         if volume_format(head) is None and not is_dicom(head):
             yield row
             return
@@ -60,15 +60,6 @@ def _slices(row: Row, every: int) -> Iterator[Row]:
     for number in range(every // 2 if len(volume) > every else 0, len(volume), every):
         path, stamp = f"{row.path}#{number + 1:04d}", f"{row.stamp}#{number}"
         yield replace(row, ref=Slice(row.ref, number), path=path, stamp=stamp, known=(*row.known, *family))
-
-
-def _head(ref: Path | Packed) -> bytes:
-    if isinstance(ref, Path):
-        if not ref.is_file():  # a pipe would wait for its writer; reading the row tells of it
-            return b""
-        with open(ref, "rb") as stream:
-            return stream.read(HEAD)
-    return read_bytes(ref)[:HEAD]
 
 
 def _patient(ref: Path | Packed, head: bytes) -> tuple[str, ...]:

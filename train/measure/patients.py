@@ -85,10 +85,9 @@ def patients(
         "validation": compare(found["validation"], seed),
     }
     rule = chosen(compared["train and validation"])
-    values = np.clip(found["validation"].by(rule), 1e-6, 1 - 1e-6)
-    validation = found["validation"]
+    validation, test = found["validation"], found["test"]
+    values = np.clip(validation.by(rule), 1e-6, 1 - 1e-6)
     points = calibration.operating_points(logit(values), validation.labels, validation.names, seed)
-    test = found["test"]
     thresholds = {name: point["threshold"] for name, point in points.items()}
     scored = metrics.figures(test.labels, test.by(rule), test.names, thresholds, seed)
     told = {
@@ -108,11 +107,15 @@ def patients(
         "compared": compared,
         "test": scored,
     }
+    _store(folder, told, result)
+    return result
+
+
+def _store(folder: hub_folder.HubFolder, told: dict[str, Any], result: dict[str, Any]) -> None:
     hub_folder.write_json(folder.path / hub_folder.SCREENING, {**folder.screening, "series": told})
     file = folder.path / hub_folder.EVALUATION
     evaluation = hub_folder.read_json(file) if file.is_file() else {}
     hub_folder.write_json(file, {**evaluation, "patients": result})
-    return result
 
 
 def _earlier(folder: hub_folder.HubFolder, again: bool) -> int:
