@@ -82,8 +82,9 @@ $(VENV)/.tools: $(VENV)/.venv
 	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom pip-audit uv
 	touch $@
 
+# without byte code: Python compiles the third that is used on first use, and nobody waits for the rest
 $(VENV)/.demo: pyproject.toml $(VENV)/.venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[demo]'
 	touch $@
 
 $(VENV)/.full: pyproject.toml $(VENV)/.venv

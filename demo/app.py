@@ -52,8 +52,6 @@ MAX_UPLOAD = "256mb"
 USER, PASSWORD, PROXY = "COVID_XCT_USER", "COVID_XCT_PASSWORD", "COVID_XCT_PROXY"
 POINTS = ("sensitivity", "balanced", "specificity")
 """Operating points that the languages have words for."""
-CAN_CHECK = importlib.util.find_spec("scipy") is not None
-"""Without the packages of the extra `check` the page has no such tab."""
 SITE = "COVID_XCT_SITE"
 Say = Callable[[str], I18nData]
 # Gradio's own preprocessing of a file leaves an empty temporary file behind every time; see `desk.paths`
@@ -93,9 +91,8 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
                 _model(desk, say, model_tab)
             with gr.Tab(say("tab_code")) as code_tab:
                 code_tab.select(desk.show_code, None, gr.HTML(), **PRIVATE)
-            if CAN_CHECK:
-                with gr.Tab(say("tab_check")):
-                    _check(desk, say)
+            with gr.Tab(say("tab_check")):
+                _check(desk, say)
         gr.HTML(say("privacy"), elem_classes="foot")
     demo.translations = translations
     demo.queue(max_size=100, default_concurrency_limit=2)

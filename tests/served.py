@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-APP = ROOT / "demo" / "app.py"
 START_LIMIT = 180  # seconds; a cold disk reads torch slowly, and the machine may be busy
 STOP_LIMIT = 90
 
@@ -55,7 +54,13 @@ class Server:
 
 @contextlib.contextmanager
 def served(
-    uploads: Path, *, models: Sequence[Path] = (), port: int | None = None, **environment: str
+    uploads: Path,
+    *,
+    models: Sequence[Path] = (),
+    port: int | None = None,
+    python: str | Path = sys.executable,
+    checkout: Path = ROOT,
+    **environment: str,
 ) -> Iterator[Server]:
     """Start the page and stop it again.
 
@@ -63,16 +68,19 @@ def served(
         uploads: an empty folder for its uploads.
         models: hub folders; by default the embedded models.
         port: by default a free one.
+        python: that runs it.
+        checkout: whose page it is.
         environment: further variables.
     """
     port = port or free_port()
-    command = [sys.executable, str(APP), "--port", str(port), *(f"--model={model}" for model in models)]
+    command = [str(python), str(checkout / "demo" / "app.py"), "--port", str(port)]
+    command += [f"--model={model}" for model in models]
     if environment.pop("mcp", None):
         command.append("--mcp")
     variables = {**os.environ, "GRADIO_TEMP_DIR": str(uploads), "PYTHONUNBUFFERED": "1", **environment}
     before = time.monotonic()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables, cwd=ROOT
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables, cwd=checkout
     ) as process:
         server = Server(f"http://127.0.0.1:{port}", process, uploads, models)
         ready = threading.Event()

@@ -2,25 +2,24 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
 
 def joined(tokens: Sequence[Sequence[str]]) -> list[list[int]]:
     """Group the indices of items that share a token, directly or through others (connected components)."""
-    numbers: dict[str, int] = {}
-    pairs = [
-        (index, len(tokens) + numbers.setdefault(token, len(numbers)))
-        for index, own in enumerate(tokens)
-        for token in own
-    ]
-    if not pairs:
-        return []
-    heads, tails = np.array(pairs).T
-    size = len(tokens) + len(numbers)
-    graph = coo_array((np.ones(len(pairs)), (heads, tails)), (size, size))
+    above = list(
+        range(len(tokens))
+    )  # of each item one further up in its group; the first of a group is its own
+
+    def first(index: int) -> int:
+        while above[index] != index:
+            above[index] = index = above[above[index]]
+        return index
+
+    seen: dict[str, int] = {}
+    for index, own in enumerate(tokens):
+        for token in own:
+            one, other = sorted((first(index), first(seen.setdefault(token, index))))
+            above[other] = one
     found: dict[int, list[int]] = {}
-    for index, component in enumerate(connected_components(graph, directed=False)[1][: len(tokens)]):
-        found.setdefault(component, []).append(index)
+    for index in range(len(tokens)):
+        found.setdefault(first(index), []).append(index)
     return list(found.values())

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -120,16 +119,21 @@ def family_weights(families: ArrayLike, replicates: int = REPLICATES, seed: int 
 def record(name: str, value: float, samples: np.ndarray, n: int, families: int) -> Record:
     """Make one number storable: value, percentile interval of the bootstrap samples (R,), n. NaN becomes None.
 
-    A share of exactly 0 or 1 does not vary between resamples; its interval is Clopper and Pearson's (Biometrika 26,
-    1934, 404-413), counting families.
+    A share of exactly 0 or 1 does not vary between resamples; its interval is that of `none_or_all`, counting families.
     """
     samples = samples[np.isfinite(samples)]
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(samples) else (np.nan, np.nan)
     if name in SHARES and families and value in (0, 1):
-        low, high = binomtest(int(value) * families, families).proportion_ci(LEVEL, method="exact")
+        low, high = none_or_all(value, families)
     numbers = {"value": value, "low": low, "high": high}
     numbers = {key: round(float(x), 6) if np.isfinite(x) else None for key, x in numbers.items()}
     return {"metric": name, **numbers, "n": int(n), "resampled": "family"}
+
+
+def none_or_all(share: float, n: int) -> tuple[float, float]:
+    """Compute Clopper and Pearson's interval (Biometrika 26, 1934, 404-413) of a share that is exactly 0 or 1 of n."""
+    end = ((1 - LEVEL) / 2) ** (1 / n)
+    return (end, 1.0) if share else (0.0, 1 - end)
 
 
 def mean(name: str, values: ArrayLike, families: ArrayLike, seed: int = 0) -> Record:

@@ -4,7 +4,7 @@
 
 Sections, all by default, each written to docs/measured/light.json when it is done, so that a later run goes on:
 
-- install: seconds and megabytes of `pip install` into new environments;
+- install: seconds and megabytes of new environments, by `pip install` and as `make demo` makes them;
 - start: the first answer of the command line, and the memory of its process;
 - score: pictures a second on real pictures of both kinds, DICOM and 16 bits among them, beside what it is held against:
   the networks' own time in ONNX Runtime with all cores, and transformers' `pipeline` in batches;
@@ -31,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ import numpy as np
 from PIL import Image
 
 from hub_model.rows import FORMATS
+from tests.benchmarks import demo
 from tests.benchmarks.measured import FOLDER, environment, table, write
+from tests.served import served
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "demo" / "examples" / "phantom_ct_1.png"
@@ -231,23 +234,65 @@ def stand_in(folder: Path) -> Path:
 
 
 def install(chosen: argparse.Namespace, scratch: Path) -> dict:
-    """`pip install` of the package and of what `make demo` takes, into new environments."""
+    """`pip install`, and what `make demo` installs, each into a new environment; what was old ends after a while."""
+    place = scratch / "env"
 
-    def one(checkout: Path, extra: str) -> dict:
-        place = scratch / "env"
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    def installed(arguments: list[str]) -> dict:
         began = time.perf_counter()
-        pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*map(str, pip), f"{checkout}{extra}"], check=True)
-        seconds = time.perf_counter() - began
-        size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink())
-        shutil.rmtree(place)
-        return {"seconds": seconds, "mb": size / 2**20}
+        subprocess.run(arguments, check=True, cwd=scratch, env=_clean())
+        return {"seconds": time.perf_counter() - began}
 
-    found = {"new": one(ROOT, ""), "new, page": one(ROOT, "[demo]")}
+    def by_pip(extra: str) -> dict:
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        found = installed([*map(str, pip), f"{ROOT}{extra}"])
+        found["mb"] = _megabytes(place)
+        shutil.rmtree(place)
+        return found
+
+    def by_make(checkout: Path) -> dict:
+        """As `make demo` does, up to the first answer, with which all byte code is there that it takes."""
+        make = ["make", "--quiet", f"--directory={checkout}", f"PYTHON={sys.executable}", f"VENV={place}"]
+        try:
+            found = installed(["timeout", str(chosen.most), *make, f"{place}/.demo"])
+        except subprocess.CalledProcessError as error:
+            if error.returncode != 124:
+                raise
+            return {"seconds": chosen.most, "mb": _megabytes(place), "ended": True}
+        uploads = scratch / "uploads"
+        uploads.mkdir()
+        python, without = place / "bin" / "python", {"PYTHONDONTWRITEBYTECODE": ""}
+        with served(uploads, python=python, checkout=checkout, PYTHONPATH="", **without) as server:
+            demo.answer(server.url, demo.picture("xray"), "xray")
+        found |= {"mb": _megabytes(place), "packages": _packages(place)}
+        shutil.rmtree(place)
+        shutil.rmtree(uploads)
+        return found
+
+    found = {"new": by_pip(""), "new, extra": by_pip("[demo]"), "new, page": by_make(ROOT)}
     with older(chosen.old) as old:
-        found["old, page"] = one(old, "[demo]")
+        found["old, page"] = by_make(old)
     return found
+
+
+def _clean() -> dict[str, str]:
+    """The variables of this process without those that tell Python what to do."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def _megabytes(place: Path) -> float:
+    return sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and not f.is_symlink()) / 2**20
+
+
+def _packages(env: Path) -> dict[str, float]:
+    """Megabytes of each package in an environment, byte code included; the largest first."""
+    found = {}
+    (site,) = env.glob("lib/python*/site-packages")
+    for one in distributions(path=[str(site)]):
+        files = {file.locate() for file in one.files or ()}
+        files |= {code for file in files for code in file.parent.glob(f"__pycache__/{file.stem}.*.pyc")}
+        found[one.name] = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def start(chosen: argparse.Namespace, scratch: Path) -> dict:
@@ -415,6 +460,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; by default all")
     parser.add_argument("--old", default="cf14cc7", help="commit to compare with")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--most", type=int, default=600, help="seconds after which an installation is ended")
     parser.add_argument("--count", type=int, default=500, help="real pictures to score")
     parser.add_argument(
         "--growth", type=int, nargs="+", default=GROWTH, help="numbers of pictures to grow by"
@@ -462,13 +508,13 @@ def _beside(result: dict) -> list[list[str]]:
     """Rows of what both versions do."""
     found: list[tuple[str, float, float, int]] = []
     if one := result.get("install"):
-        for label, key in (
-            ("`make demo` from nothing: install, s", "seconds"),
-            ("its environment, MB", "mb"),
+        for name, label in (
+            ("new, page", "`make demo` from nothing: install"),
+            ("new, extra", "`pip install 'covid-xct[demo]'` (before: `make demo`)"),
+            ("new", "`pip install covid-xct` (before: `make demo`)"),
         ):
-            found.append((label, one["old, page"][key], one["new, page"][key], 0))
-        for label, key in (("`pip install covid-xct`, s", "seconds"), ("its environment, MB", "mb")):
-            found.append((label, one["old, page"][key], one["new"][key], 0))
+            for key, unit, what in (("seconds", "s", label), ("mb", "MB", "its environment")):
+                found.append((f"{what}, {unit}", one["old, page"][key], one[name][key], 0))
     if one := result.get("start"):
         found.append(("first answer of the command line, s", one["old"]["seconds"], one["new"]["seconds"], 1))
         found.append(("memory of that process, MB", one["old"]["mb"], one["new"]["mb"], 0))
@@ -542,7 +588,26 @@ def _ray_words(one: dict) -> str:
     )
 
 
+def _install_words(one: dict) -> str:
+    packages = one["new, page"]["packages"]
+    most = {name: mb for name, mb in packages.items() if mb >= 10}
+    listed = ", ".join(f"{name} {mb:.0f}" for name, mb in most.items())
+    old = one["old, page"]
+    ended = (
+        f" That of commit {one['old_commit']} was ended after {old['seconds']:.0f} s, unfinished."
+        if old.get("ended")
+        else ""
+    )
+    return (
+        f"**Installing** into new environments, everything fetched from a package index.{ended} The environment of "
+        "`make demo` is weighed after the page's first answer, with the byte code that this takes, pip and setuptools "
+        "included; `pip install` compiles everything, which takes longer and more room. What weighs most in it, MB: "
+        f"{listed}; {len(packages) - len(most)} more {sum(packages.values()) - sum(most.values()):.0f}."
+    )
+
+
 WORDS: dict[str, Callable[[dict], str]] = {
+    "install": _install_words,
     "score": _score_words,
     "growth": _growth_words,
     "ray": _ray_words,

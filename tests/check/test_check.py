@@ -3,6 +3,8 @@
 import datetime
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 from typer.testing import CliRunner
 
@@ -23,6 +26,7 @@ from hub_model.check import adapt, copies, groups, planning, report, writing
 from hub_model.check.calibration import operating_points
 from hub_model.check.cases import Case, Material, judge
 from hub_model.check.comparing import chance_of_calibration, difference, in_words
+from hub_model.check.families import joined
 from hub_model.check.files import DataRefused
 from hub_model.check.page import render
 from hub_model.layout import FolderRefused
@@ -124,6 +128,16 @@ def test_damaged_hashes_are_refused(tmp_path, broken):
         (tmp_path / copies.SEEN).write_bytes(b"nothing")
     with pytest.raises(FolderRefused):
         copies.read_seen(tmp_path)
+
+
+def test_groups_are_the_connected_components_of_the_textbook():
+    rng = np.random.default_rng(0)
+    for size in (1, 7, 60, 400):
+        tokens = [[str(token) for token in rng.integers(0, size, rng.integers(0, 4))] for _ in range(size)]
+        shares = [[bool(set(one) & set(other)) for other in tokens] for one in tokens]
+        _, component = connected_components(np.array(shares), directed=False)
+        groups = {number: np.flatnonzero(component == number).tolist() for number in component}
+        assert joined(tokens) == list(groups.values())
 
 
 # --- figures of invented answers --------------------------------------------------------------------
@@ -400,6 +414,23 @@ def hospital(tmp_path_factory):
         lines.append(f"{number}.png,{label},p{number // 2},{'FM'[number % 2]},{'AB'[number // 24]}")
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.mark.slow
+def test_the_check_of_the_page_needs_no_further_package(run, hospital):
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(('scipy', 'pyarrow', 'pandas', 'torch'))\n"
+        "from hub_model import Screener\n"
+        "from hub_model.check import cases, page, report, sources\n"
+        "screener = Screener.from_pretrained(sys.argv[1])\n"
+        "material = cases.listed(sources.open_sources(sys.argv[2], 'ct'))\n"
+        "for _ in cases.judging(material, screener): pass\n"
+        "print(page.render(report.examine(material, screener, report.Settings(changes=2))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run, hospital], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "</html>" in done.stdout and "48" in done.stdout
 
 
 @pytest.mark.slow

@@ -80,14 +80,14 @@ def module_files(repo_id: str) -> dict[str, Content]:
     example = EXAMPLE.format(repo_id=repo_id)
     readme = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{screening_figures.DESCRIPTION}\n\n"
-        f"```python\n{example}\n```\n\n{screening_figures.INPUTS}\n\nNeeds numpy and scipy.\n"
+        f"```python\n{example}\n```\n\n{screening_figures.INPUTS}\n\nNeeds numpy.\n"
     )
     texts = {"title": name, "text": screening_figures.DESCRIPTION, "example": example,
              "inputs": screening_figures.INPUTS}  # fmt: skip
     return {
         f"{name}.py": module.replace(HERE, THERE).encode(),
         FIGURES: Path(metrics.__file__).read_bytes(),
-        "requirements.txt": b"numpy\nscipy\n",
+        "requirements.txt": b"numpy\n",
         "README.md": readme.encode(),
         "index.html": PAGE.format(**{key: html.escape(text) for key, text in texts.items()}).encode(),
     }

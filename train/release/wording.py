@@ -2,15 +2,11 @@
 
 from typing import Any
 
-from scipy.stats import binomtest
-
-from hub_model.check.metrics import interval
+from hub_model.check.metrics import interval, none_or_all
 
 
 def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:
     """Give a share of none or all of the pictures the open end of its interval, which resampling cannot.
-
-    The end is Clopper and Pearson's (Biometrika 26, 1934, 404-413).
 
     Args:
         record: of a share; any other than 0 or 1, or one with an interval, stays as it is.
@@ -18,8 +14,8 @@ def bounded(record: dict[str, Any], units: int) -> dict[str, Any]:
     """
     if record["value"] not in (0, 1) or record["low"] != record["high"]:
         return record
-    low, high = binomtest(units if record["value"] else 0, units).proportion_ci(method="exact")
-    return {**record, "low": float(low), "high": float(high)}
+    low, high = none_or_all(record["value"], units)
+    return {**record, "low": low, "high": high}
 
 
 def figure(record: dict[str, Any]) -> str:
