@@ -18,6 +18,7 @@ def test_every_variant_has_a_recipe():
         "probe",
         "steady_probe",
         "steady",
+        "steady_exchange",
         "steady_ct",
         "family",
         "scratch",
@@ -60,6 +61,8 @@ def test_rows_name_only_what_there_is(name):
     assert row.augment in AUGMENTATIONS
     assert row.schedule in ("constant", "cosine")
     assert row.balance in (None, "class", "source")
+    assert row.copies or not (row.style or row.background)  # copies alone take them
+    assert 0 <= row.style <= 1 and 0 <= row.background <= 1
     assert 0 <= row.average < 1 and 0 <= row.warm_up < 1 and 0 <= row.label_smoothing < 1
 
 

@@ -75,6 +75,7 @@ def test_places_lose_their_folders_and_all_names_stay(tmp_path):
         ({"std": 0.0}, "--std 0.0"),
         ({"distil": 1.5}, "a share between 0 and 1"),
         ({"unlabelled": Path("slices")}, "Give --teacher FOLDER too"),
+        ({"recipe": "steady_exchange"}, "nothing finds them. Give --lungs FOLDER"),
         ({"view": "half"}, "--view 'half': accepted are whole and lungs"),
         ({"model_args": "[1]"}, "--model-args is a list"),
     ],

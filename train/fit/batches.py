@@ -13,6 +13,7 @@ from hub_model.changes import random_copy
 from hub_model.hub_folder import LABELS
 
 from .augment import augment
+from .exchange import Exchange
 from .recipes import Recipe
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ Transform = Callable[[Image.Image], torch.Tensor]
 """The one preprocessing: grey picture -> (3, H, W), standardised."""
 UNLABELLED = 1
 """Sets the random numbers of unlabelled pictures apart from those of labelled ones."""
+NAMELESS = "unlabelled"
+"""Stands for the source of pictures without a label."""
 
 
 class Images(torch.utils.data.Dataset):
@@ -86,6 +89,7 @@ def read_images(
     name: str,
     copies: int = 0,
     seed: int = 0,
+    exchange: Exchange | None = None,
 ) -> Images:
     """Read the pictures of a split through the one preprocessing.
 
@@ -99,9 +103,10 @@ def read_images(
         name: of the split, shown beside the progress bar.
         copies: changed copies to make of each picture, before the preprocessing.
         seed: of the copies; each picture has its own.
+        exchange: gives copies style and background of other sources, before they are changed further.
     """
     pictures = (row["image"].convert("L") for row in track(rows, f"reading {name}", transient=True))
-    pixels, changed = _looks(pictures, len(rows), transform, pretrained_cfg, copies, [seed])
+    pixels, changed = _looks(pictures, rows["source"], transform, pretrained_cfg, copies, [seed], exchange)
     labels = torch.tensor(rows["label"])
     targets = F.one_hot(labels.clamp_min(0), len(LABELS)).float()
     return Images(pixels, labels, targets, rows["source"], rows["path"], rows["family"], changed)
@@ -113,16 +118,16 @@ def read_unlabelled(
     pretrained_cfg: dict[str, Any],
     copies: int = 0,
     seed: int = 0,
+    exchange: Exchange | None = None,
 ) -> Images:
     """Read grey pictures without labels, as `read_images` does: label -1, and targets that say nothing yet."""
     shown = track(pictures, "reading unlabelled", transient=True)
     count = len(pictures)
-    pixels, changed = _looks(shown, count, transform, pretrained_cfg, copies, [seed, UNLABELLED])
+    sources = np.full(count, NAMELESS)
+    pixels, changed = _looks(shown, sources, transform, pretrained_cfg, copies, [seed, UNLABELLED], exchange)
     names = [f"unlabelled {index}" for index in range(count)]
     unknown = torch.full((count, len(LABELS)), 1 / len(LABELS))
-    return Images(
-        pixels, torch.full((count,), -1), unknown, np.full(count, "unlabelled"), names, names, changed
-    )
+    return Images(pixels, torch.full((count,), -1), unknown, sources, names, names, changed)
 
 
 def join(one: Images, other: Images) -> Images:
@@ -138,21 +143,25 @@ def join(one: Images, other: Images) -> Images:
 
 def _looks(
     pictures: Iterable[Image.Image],
-    count: int,
+    sources: Sequence[str],
     transform: Transform,
     pretrained_cfg: dict[str, Any],
     copies: int,
     seed: list[int],
+    exchange: Exchange | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make grey pictures as the network sees them, (N, 1, H, W), and changed copies, (N, K, 1, H, W); uint8."""
     size = tuple(pretrained_cfg["input_size"][1:])
-    pixels = torch.empty((count, 1, *size), dtype=torch.uint8)
-    changed = torch.empty((count, copies, 1, *size), dtype=torch.uint8)
-    for index, picture in enumerate(pictures):
+    pixels = torch.empty((len(sources), 1, *size), dtype=torch.uint8)
+    changed = torch.empty((len(sources), copies, 1, *size), dtype=torch.uint8)
+    for index, (picture, source) in enumerate(zip(pictures, sources, strict=True)):
         pixels[index] = to_bytes(transform(picture), pretrained_cfg)
         rng = np.random.default_rng([*seed, index])
+        (of_exchange,) = rng.spawn(1)  # so that the further changes are the same ones with and without
         for number in range(copies):
-            copy = Image.fromarray(random_copy(np.asarray(picture), rng))
+            grey = np.asarray(picture)
+            grey = grey if exchange is None else exchange(grey, source, of_exchange)
+            copy = Image.fromarray(random_copy(grey, rng))
             changed[index, number] = to_bytes(transform(copy), pretrained_cfg)
     return pixels, changed
 

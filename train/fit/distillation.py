@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,33 +16,34 @@ from hub_model.images import read_image
 from hub_model.refused import Refused
 
 from ..measure.predict import run
-from .batches import Images, Transform, join, read_unlabelled
+from .batches import Images
 from .settings import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def with_teachers(
-    train: Images, rows: "Dataset", settings: Settings, transform: Transform, config: dict[str, Any]
-) -> Images:
+def ask_teachers(
+    settings: Settings,
+    train: Images,
+    rows: "Dataset",
+    further: Images | None,
+    pictures: list[Image.Image],
+) -> None:
     """Mix the targets of the training images with the mean probability of the teachers.
 
     Each teacher sees the pictures through its own preprocessing.
 
     Args:
-        train: the labelled images.
+        settings: name the teachers and their share.
+        train: the labelled images; their targets are set.
         rows: what they were read from, in the same order.
-        settings: name the teachers, their share, and the folders of unlabelled pictures that they alone label.
-        transform: the preprocessing of the network to be trained.
-        config: its ``config.json``.
-
-    Returns:
-        The labelled images with their new targets, then the unlabelled ones.
+        further: images without labels, which take what the teachers say alone; None where there are none.
+        pictures: what those were read from, in the same order.
 
     Raises:
         FolderRefused: a teacher cannot be opened, or names its classes otherwise.
-        Refused: a teacher reads the other modality, or there is no picture in an unlabelled folder.
+        Refused: a teacher reads the other modality.
     """
     teachers = [hub_folder.open_folder(teacher) for teacher in settings.teacher]
     for teacher in teachers:
@@ -51,16 +52,10 @@ def with_teachers(
                 f"--teacher {teacher.path} reads {teacher.modality} pictures, and these are {settings.modality}: its "
                 "probabilities would mean nothing. Give a teacher of the same modality."
             )
-    pictures = unlabelled_pictures(settings.unlabelled)
     targets = _targets(teachers, [row["image"].convert("L") for row in rows])
     train.targets = torch.lerp(train.targets, targets, settings.distil)
-    if not pictures:
-        return train
-    further = read_unlabelled(
-        pictures, transform, config["pretrained_cfg"], train.copies.shape[1], settings.seed
-    )
-    further.targets = _targets(teachers, pictures)
-    return join(train, further)
+    if further is not None:
+        further.targets = _targets(teachers, pictures)
 
 
 def _targets(teachers: Sequence[hub_folder.HubFolder], pictures: list[Image.Image]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 from accelerate import PartialState
+from PIL import Image
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -26,11 +27,12 @@ from hub_model.whole import held
 from ..data.dataset import Origin, open_data
 from . import backbones, distillation, experts, probe, speed, steady
 from . import trainer as training
-from .batches import Batches, Images, join, read_images, read_unlabelled
+from .batches import NAMELESS, Batches, Images, join, read_images, read_unlabelled
+from .exchange import Exchange
 from .settings import Settings, with_settings
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 CHECKPOINTS, SETTINGS = "trainer", "fit.json"
 REPORTS = ("none", "tensorboard", "trackio")
@@ -161,21 +163,19 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
                 f"The {name} split has {found}. Both classes are needed in both splits: give more data, of more "
                 "families."
             )
-    copies = {"train": settings.row.copies, "validation": 0}
+    copies, seed = settings.row.copies, settings.seed
+    # the recipe's own teacher learns from them by their lungs; those in folders say what they make of any picture
+    pictures = distillation.unlabelled_pictures(settings.unlabelled, None if settings.teacher else finder)
+    exchange = _exchange(settings, known["train"], pictures, finder)
     images = {
-        name: read_images(known[name], transform, cfg, name, number, settings.seed)
-        for name, number in copies.items()
+        "train": read_images(known["train"], transform, cfg, "train", copies, seed, exchange),
+        "validation": read_images(known["validation"], transform, cfg, "validation"),
     }
-    if (
-        settings.unlabelled and not settings.teacher
-    ):  # the recipe's own teacher will say what it makes of them
-        pictures = distillation.unlabelled_pictures(settings.unlabelled, finder)
-        further = read_unlabelled(pictures, transform, cfg, settings.row.copies, settings.seed)
-        images["train"] = join(images["train"], further)
+    further = read_unlabelled(pictures, transform, cfg, copies, seed, exchange) if pictures else None
     if settings.teacher:
-        images["train"] = distillation.with_teachers(
-            images["train"], known["train"], settings, transform, network.config
-        )
+        distillation.ask_teachers(settings, images["train"], known["train"], further, pictures)
+    if further is not None:
+        images["train"] = join(images["train"], further)
     if settings.expert:
         bf16 = speed.faster_in_bf16(network.model) if settings.bf16 is None else settings.bf16
         images["train"].expert = experts.ask(
@@ -185,6 +185,23 @@ def _read(settings: Settings, splits: "DatasetDict", network: backbones.Network)
         bool(settings.row.copies) and not settings.row.steady
     )  # a steady head decides itself
     return images
+
+
+def _exchange(
+    settings: Settings, rows: "Dataset", unlabelled: list[Image.Image], finder: lungs.LungFinder | None
+) -> Exchange | None:
+    """Set up the exchange of style and background between all training pictures; None where the recipe has none."""
+    if not (settings.row.style or settings.row.background):
+        return None
+
+    def picture(index: int) -> Image.Image:
+        labelled = index < len(rows)
+        return rows[index]["image"].convert("L") if labelled else unlabelled[index - len(rows)]
+
+    sources = [*rows["source"], *[NAMELESS] * len(unlabelled)]
+    return Exchange(
+        sources, picture, style=settings.row.style, background=settings.row.background, finder=finder
+    )
 
 
 def _finder(settings: Settings) -> lungs.LungFinder | None:

@@ -55,6 +55,8 @@ class Recipe:
     freeze_stages: int = 0
     probe: float = 0.0
     copies: int = 0
+    style: float = 0.0
+    background: float = 0.0
     steady: float = 0.0
     source_penalty: float = 0.0
     ridge: float = 0.1
@@ -103,7 +105,12 @@ RECIPES = {
     "steady": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                      warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=1.68,
                      source_penalty=0.58, ridge=0.355, consistent=True, input_size=160),
-    # the same for CT: larger pictures; made for an --expert and --unlabelled slices
+    # the same, with copies that have the style and the background of other sources
+    "steady_exchange": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8,
+                              schedule="cosine", warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source",
+                              copies=6, style=0.5, background=0.5, steady=1.68, source_penalty=0.58, ridge=0.355,
+                              consistent=True, input_size=160),
+    # `steady` for CT: larger pictures; made for an --expert and --unlabelled slices
     "steady_ct": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                         warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
                         source_penalty=10.0, ridge=0.5, consistent=True, input_size=192),

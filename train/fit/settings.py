@@ -132,6 +132,11 @@ class Settings:
                 f"--expert speaks of CT to a recipe with a teacher of its own, not to {self.recipe_name!r} on "
                 f"{self.modality}. Give --modality ct --recipe steady_ct, or leave --expert out."
             )
+        if self.row.background and self.lungs is None:
+            raise Refused(
+                f"Recipe {self.recipe_name!r} exchanges what lies around the lungs, and nothing finds them. Give "
+                "--lungs FOLDER of a lung network (`python -m train lungs` makes one), or another --recipe."
+            )
         _ = self.network_arguments, self.row  # refused here, before anything is read or written
 
     @property

@@ -176,7 +176,8 @@ def look(
 ) -> Seen:
     """Run the frozen network over train and validation, their copies, and the harmless changes of some.
 
-    An expert's features of the picture as it came stand beside those of each look, as in the teacher of `steady`.
+    Copies exchange nothing between sources: of a source that is left out later, nothing may show in the others. An
+    expert's features of the picture as it came stand beside those of each look, as in the teacher of `steady`.
 
     Raises:
         Refused: fewer families of a label than folds.
