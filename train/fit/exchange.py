@@ -14,7 +14,7 @@ from scipy import fft
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from hub_model.changes import Grey, compressed
-from hub_model.lungs import LIKELY, LungFinder, Lungs
+from hub_model.lungs import LIKELY, SIDE, LungFinder, Lungs
 from hub_model.refused import Refused
 
 LEVELS = 256
@@ -236,12 +236,15 @@ def _outline(lungs: Lungs, grey: Grey) -> np.ndarray:
 
 def _without(levels: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Fill the lungs of a picture from around them: the mean of what lies near, nearer places counting more."""
-    width = FADED * min(levels.shape)
     kept = (~inside).astype(np.float32)
-    near, share = (gaussian_filter(part, width) for part in (levels * kept, kept))
+    coarse = [
+        Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.BOX) for part in (levels * kept, kept)
+    ]
+    near, share = (gaussian_filter(np.asarray(part), FADED * SIDE) for part in coarse)
     everywhere = levels[~inside].mean() if kept.any() else levels.mean()
     faint = 1e-3  # how much the mean of the whole background counts: all there is, far from any of it
-    return np.where(inside, (near + faint * everywhere) / (share + faint), levels)
+    filled = Image.fromarray((near + faint * everywhere) / (share + faint))
+    return np.where(inside, filled.resize(levels.shape[::-1], Image.Resampling.BILINEAR), levels)
 
 
 def _stretched(
