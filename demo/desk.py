@@ -227,7 +227,7 @@ class Desk:
         """Return the model that judges series.
 
         Raises:
-            UnknownWord: an operating point that it does not have.
+            Refused: the model has no such operating point.
         """
         kind = "ct" if "ct" in self.screeners else next(iter(self.screeners))
         chosen(self.screeners, kind, point)

@@ -11,10 +11,6 @@ BATCH = 4
 """Pictures that a network sees at once; ten or so of them are in memory."""
 
 
-class UnknownWord(Refused):
-    """A kind of picture or an operating point that no model here has."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """A finding, and which model gave it.
@@ -77,7 +73,7 @@ def judge_many(
         Judgements in the order of the sources, as they are ready.
 
     Raises:
-        UnknownWord: a kind or an operating point that there is not.
+        Refused: there is no such kind or operating point.
     """
     models = chosen(screeners, kind, operating_point)
     asked = AutoScreener(models.values()) if len(models) > 1 else next(iter(models.values()))
@@ -96,14 +92,14 @@ def chosen(screeners: Mapping[str, Screener], kind: str, operating_point: str) -
     """Choose the models to ask, by modality.
 
     Raises:
-        UnknownWord: a kind or an operating point that there is not.
+        Refused: there is no such kind or operating point.
     """
     kinds = [DETECT, *screeners]
     if kind not in kinds:
-        raise UnknownWord(f"kind {_named(kind)} is not known. Accepted: {', '.join(kinds)}.")
+        raise Refused(f"kind {_named(kind)} is not known. Accepted: {', '.join(kinds)}.")
     chosen = defaults(screeners) if kind == DETECT else {screeners[kind].modality: screeners[kind]}
     if operating_point not in (known := points(chosen)):
-        raise UnknownWord(
+        raise Refused(
             f"operating_point {_named(operating_point)} is not known. Accepted: {', '.join(known)}."
         )
     return chosen

@@ -42,7 +42,7 @@ class Verbs(typer.core.TyperGroup):
         """Find the command to run; import `check` only if it is that one.
 
         Raises:
-            WrongOptions: a package of the extra is missing.
+            Refused: a package of the extra is missing.
         """
         name, command, rest = super().resolve_command(ctx, args)
         if name != CHECK:
@@ -50,7 +50,7 @@ class Verbs(typer.core.TyperGroup):
         try:
             module = import_module(".check.command", __package__)
         except ModuleNotFoundError as error:
-            raise WrongOptions(
+            raise Refused(
                 f"The check needs {error.name}, which is not installed: pip install 'covid-xct[check]'."
             ) from error
         return name, _single(module.check), rest
@@ -170,23 +170,21 @@ def _check_options(
 ) -> None:
     """Refuse options that contradict each other."""
     if engine not in ENGINES:
-        raise WrongOptions(f"There is no engine {engine!r}; accepted are {', '.join(ENGINES)}.")
+        raise Refused(f"There is no engine {engine!r}; accepted are {', '.join(ENGINES)}.")
     if engine == "ray" and (out is None or json_lines):
-        raise WrongOptions("--engine ray writes Parquet files: give --out a folder for them, and no --json.")
+        raise Refused("--engine ray writes Parquet files: give --out a folder for them, and no --json.")
     if engine == "local":
         if address is not None:
-            raise WrongOptions("--address is of a Ray cluster: say --engine ray, too.")
+            raise Refused("--address is of a Ray cluster: say --engine ray, too.")
         elsewhere = [path for path in (*paths, out or "") if "://" in path]
         if elsewhere:
-            raise WrongOptions(
-                f"{elsewhere[0]} does not lie on this machine: say --engine ray, or copy it here."
-            )
+            raise Refused(f"{elsewhere[0]} does not lie on this machine: say --engine ray, or copy it here.")
     if json_lines and out is not None:
-        raise WrongOptions(
+        raise Refused(
             "--json is for the terminal; the name of --out says what is written (.csv, .jsonl, .parquet)."
         )
     if model == "auto" and revision is not None:
-        raise WrongOptions(
+        raise Refused(
             f"--model auto means the models in this package, which have no revision {revision!r}. Name the Hub id that "
             "has it: --model org/name."
         )
@@ -214,10 +212,6 @@ def graph(
 ) -> None:
     """Write model.onnx into an older hub folder, so that it screens without torch. Needs covid-xct[train]."""
     print(hub_folder.add_graph(folder) / hub_folder.GRAPH)
-
-
-class WrongOptions(Refused):
-    """Options that contradict each other."""
 
 
 def main() -> None:

@@ -35,10 +35,6 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 AT_ONCE = 10_000  # rows that are held in memory when Parquet is written
 
 
-class RowsRefused(Refused):
-    """A file that rows cannot be written to, or that holds rows of other models or settings."""
-
-
 def one_line(text: str) -> str:
     """Escape the control characters of a text, so that a row stays one line."""
     return "".join(
@@ -103,7 +99,7 @@ class RowFile:
         done: how often each file is in the rows that an earlier run has left.
 
     Raises:
-        RowsRefused: another ending, a folder that is not there, rows of other settings, or another process writes to
+        Refused: another ending, a folder that is not there, rows of other settings, or another process writes to
             the file.
         OSError: it cannot be written.
     """
@@ -112,13 +108,13 @@ class RowFile:
         self.path = Path(path)
         self._suffix = self.path.suffix.lower()
         if self._suffix not in FORMATS:
-            raise RowsRefused(
+            raise Refused(
                 f"--out {path}: give a name that ends in {', '.join(FORMATS)}; it says what is written."
             )
         if not self.path.parent.is_dir():
-            raise RowsRefused(f"--out {path}: there is no folder {self.path.parent}. Make it first.")
+            raise Refused(f"--out {path}: there is no folder {self.path.parent}. Make it first.")
         if self.path.is_dir():
-            raise RowsRefused(f"--out {path} is a folder. Give the name of a file.")
+            raise Refused(f"--out {path} is a folder. Give the name of a file.")
         if self._suffix == ".parquet":
             _parquet()  # it is missing now or at the end
         self._header, self._line = FORMATS[self._suffix]
@@ -153,7 +149,7 @@ class RowFile:
             earlier = None
         if earlier is None:
             if any(place.exists() and place.stat().st_size for place in (self.path, self._rows)):
-                raise RowsRefused(
+                raise Refused(
                     f"{self.path} is there already, and nothing says which models made it ({file.name} is missing or "
                     "empty). Give another --out, or move it away."
                 )
@@ -213,11 +209,11 @@ def check_same(place: object, earlier: dict[str, Any], settings: dict[str, Any])
     """Refuse to add rows to those of other models or settings.
 
     Raises:
-        RowsRefused: as said.
+        Refused: as said.
     """
     other = sorted(key for key in {*earlier, *settings} if earlier.get(key) != settings.get(key))
     if other:
-        raise RowsRefused(
+        raise Refused(
             f"{place} holds rows made with other {' and '.join(other)}. Give the same as before to go on, or another "
             "--out."
         )
@@ -234,9 +230,7 @@ def locked(file: Path, path: object) -> IO[bytes]:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
-        raise RowsRefused(
-            f"Another process is writing to {path}. Wait for it, or give another --out."
-        ) from None
+        raise Refused(f"Another process is writing to {path}. Wait for it, or give another --out.") from None
     return stream
 
 
@@ -273,7 +267,7 @@ def _parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise RowsRefused(
+        raise Refused(
             "Parquet needs pyarrow, which is not installed: pip install 'covid-xct[parquet]', or give a name ending in "
             ".csv or .jsonl."
         ) from None

@@ -12,7 +12,7 @@ from . import hub_folder
 from .heatmap import overlay
 from .listing import Item, Listed, items
 from .refused import Refused
-from .rows import RowFile, RowsRefused, Terminal, one_line
+from .rows import RowFile, Terminal, one_line
 from .screener import BATCH, REFUSED, WORKERS, AutoScreener, Finding, Screener, sites_of
 from .series import SeriesFinding, of_volume
 from .volumes import Unusable, Volume, sorted_out
@@ -99,9 +99,8 @@ def score(
         How many pictures were decided how.
 
     Raises:
-        NoPictures: there is no file under the paths.
-        RowsRefused: `out` cannot be written, or holds rows of other models or settings.
-        UnknownOperatingPoint: one that no model has.
+        Refused: there is no file under the paths; `out` cannot be written, or holds rows of other models or settings;
+            or no model has the operating point.
         OSError: the disk is full, or a place cannot be written; rows so far are kept.
     """
     screener.screen_many([], operating_point)  # a wrong point is said before anything is made
@@ -150,26 +149,20 @@ def score(
     return tally
 
 
-class NoPictures(Refused):
-    """Nothing to score."""
-
-
 def check_apart(paths: Sequence[str | os.PathLike], folder: str | os.PathLike, option: str) -> None:
     """Refuse a folder for results that holds the pictures, too: the next run could not tell them apart.
 
     Raises:
-        RowsRefused: as said.
+        Refused: as said.
     """
     place = Path(folder).resolve()
     if any(Path(path).resolve().is_relative_to(place) for path in paths):
-        raise RowsRefused(
-            f"{option} {folder} holds the pictures. Give a folder of its own for what is written."
-        )
+        raise Refused(f"{option} {folder} holds the pictures. Give a folder of its own for what is written.")
 
 
-def nothing_found(paths: Sequence[str | os.PathLike]) -> NoPictures:
+def nothing_found(paths: Sequence[str | os.PathLike]) -> Refused:
     """Return the refusal of a run that found no file."""
-    return NoPictures(
+    return Refused(
         f"There is no picture under {', '.join(map(str, paths))}. Give pictures, archives or folders of them."
     )
 

@@ -29,7 +29,7 @@ from .grey import MAX_BYTES
 from .heatmap import overlay
 from .listing import Item, Packed, Refusal, items, of_archive
 from .refused import Failed, Reason, Refused
-from .rows import RowsRefused, check_same, locked, one_line, table
+from .rows import check_same, locked, one_line, table
 from .scoring import Models, Tally
 from .screener import BATCH, WORKERS, Finding, ahead
 
@@ -137,10 +137,9 @@ def score(
         How many pictures were decided how.
 
     Raises:
-        NoPictures: there is no file under the paths.
-        RowsRefused: `out` holds the pictures, or rows of other models or settings.
-        Refused: no cluster answers at the address, a place cannot be opened, or a machine has other weights or does not
-            see the paths.
+        Refused: there is no file under the paths; `out` holds the pictures, or rows of other models or settings; no
+            cluster answers at the address, a place cannot be opened, or a machine has other weights or does not see
+            the paths.
         Failed: workers keep dying, or a place stopped answering; rows so far are kept.
         OSError: a place cannot be written; rows so far are kept.
     """
@@ -188,7 +187,7 @@ def _check_apart(paths: Sequence[str | os.PathLike], folder: Place) -> None:
     if folder.is_local:
         scoring.check_apart([path for path in paths if not is_remote(path)], folder.path, "Folder")
     elif any(f"{os.fspath(path).rstrip('/')}/".startswith(f"{folder.name.rstrip('/')}/") for path in paths):
-        raise RowsRefused(
+        raise Refused(
             f"Folder {folder.name} holds the pictures. Give a folder of its own for what is written."
         )
 
@@ -211,7 +210,7 @@ def _prepared(results: list[Place], settings: dict[str, Any]) -> Iterator[None]:
             with folder.system.open_input_stream(folder.within(SETTINGS)) as stream:
                 check_same(folder.name, json.loads(stream.read()), settings)
         elif any(not info.base_name.startswith(".") for info in folder.files()):
-            raise RowsRefused(
+            raise Refused(
                 f"{folder.name} holds files, and nothing says which models made them ({SETTINGS} is missing). Give "
                 "another --out, or move them away."
             )

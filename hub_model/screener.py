@@ -50,10 +50,6 @@ log = logging.getLogger("covid_xct")
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
-class UnknownOperatingPoint(Refused):
-    """An operating point that the model does not have."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """What the model says of one picture.
@@ -332,7 +328,7 @@ class Screener:
             A `Finding`; unreadable and foreign pictures give one with ``decision="refused"`` and the reasons.
 
         Raises:
-            UnknownOperatingPoint: one that the model does not have.
+            Refused: the model has no such operating point.
         """
         point = self._point(operating_point)
         return self._judged([self._taken(source, frame)], point, heat_map)[0]
@@ -362,7 +358,7 @@ class Screener:
             Findings in the order of the sources, as they are ready; at most a few batches are held in memory.
 
         Raises:
-            UnknownOperatingPoint: one that the model does not have.
+            Refused: the model has no such operating point.
             ValueError: a batch size or number of workers below 1.
         """
         point = self._point(operating_point)
@@ -398,7 +394,7 @@ class Screener:
             A `SeriesFinding`; what cannot be used gives one with ``decision="refused"`` and the reason.
 
         Raises:
-            UnknownOperatingPoint: one that the model does not have.
+            Refused: the model has no such operating point.
         """
         return screen_volume(self, source, self._point(operating_point)[0], series, batch_size, workers)
 
@@ -491,9 +487,7 @@ class Screener:
         if name is None:
             name = next(iter(self.operating_points))
         if name not in self.operating_points:
-            raise UnknownOperatingPoint(
-                f"No operating point {name!r}; this model has {', '.join(self.operating_points)}."
-            )
+            raise Refused(f"No operating point {name!r}; this model has {', '.join(self.operating_points)}.")
         return name, self.operating_points[name]
 
 
@@ -547,7 +541,7 @@ class AutoScreener:
         """Judge one picture as `Screener.screen` does, by the model that takes it; ``Finding.modality`` says which.
 
         Raises:
-            UnknownOperatingPoint: one that no model has; a model that lacks it uses its first.
+            Refused: no model has such an operating point; a model that lacks it uses its first.
         """
         points = self._points(operating_point)
         images = read_for(source, self._modalities, frame=frame)
@@ -614,7 +608,7 @@ class AutoScreener:
 
         Raises:
             Refused: there is none among the models.
-            UnknownOperatingPoint: one that the CT model does not have.
+            Refused: the CT model has no such operating point.
         """
         for screener in self.screeners:
             if screener.modality == "ct":
@@ -628,7 +622,7 @@ class AutoScreener:
     def _points(self, name: str | None) -> list[tuple[str, dict[str, Any]]]:
         known = [name is None or name in screener.operating_points for screener in self.screeners]
         if not any(known):
-            raise UnknownOperatingPoint(
+            raise Refused(
                 f"No operating point {name!r}; these models have "
                 f"{', '.join(dict.fromkeys(p for s in self.screeners for p in s.operating_points))}."
             )

@@ -9,8 +9,7 @@ import pytest
 
 from tests.attacks import bombs, faults, mutants, server
 
-QUICK = ["two thousand million frames", "JPEG-LS cut short", "PNG of 100,000 x 100,000", "zip of 400,000 entries",
-         "large JPEG 2000 behind a small header"]  # fmt: skip
+QUICK = ("two thousand million frames", "JPEG-LS cut short", "PNG of 100,000 x 100,000")
 
 
 def test_a_mutant_is_a_function_of_its_number():

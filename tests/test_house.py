@@ -16,6 +16,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -49,11 +50,18 @@ def room_of(module: str, root: Path = ROOT) -> str:
     return ".".join(parts[: 2 if inner else 1])
 
 
+@cache
+def tree(file: Path) -> ast.Module:
+    """The syntax tree of a file, read once."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
 def imported(file: Path, root: Path = ROOT) -> set[str]:
     """Full names of the modules that a file imports, at any depth of its code, relative imports resolved."""
     package = file.relative_to(root).with_suffix("").parts[:-1]
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -118,7 +126,7 @@ def test_modules_import_each_other_in_no_circle():
 def test_no_pickles_and_no_remote_code():
     for room in TOPS:
         for file in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree(file)):
                 if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                     assert isinstance(node.value, ast.Constant) and node.value.value is False, file
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -127,6 +135,7 @@ def test_no_pickles_and_no_remote_code():
             assert not found & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, file
 
 
+@pytest.mark.slow
 def test_importing_prints_nothing_and_leaves_the_callers_random_state():
     code = (
         "import random, torch, warnings\n"
@@ -205,7 +214,7 @@ def test_readme_example_uses_a_file_of_the_repository():
 
 def defined(file: Path) -> Iterator[str]:
     """Names of a module's functions, classes, methods and constants."""
-    for node in ast.parse(file.read_text("utf-8")).body:
+    for node in tree(file).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
         yield from (target.id for target in targets if isinstance(target, ast.Name))
@@ -254,7 +263,7 @@ def test_every_module_says_what_it_does():
         str(file.relative_to(ROOT))
         for top in TOPS
         for file in (ROOT / top).rglob("*.py")
-        if "snippets" not in file.parts and not ast.get_docstring(ast.parse(file.read_text("utf-8")))
+        if "snippets" not in file.parts and not ast.get_docstring(tree(file))
     ]
     assert not silent, silent
 
@@ -289,7 +298,7 @@ def longest(root: Path, count: int = 5) -> list[tuple[int, str]]:
     found = []
     for top in TOPS:
         for file in sorted((root / top).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            for node in ast.walk(tree(file)):
                 if isinstance(node, ast.FunctionDef):
                     name = f"{file.relative_to(root).as_posix()}::{node.name}"
                     found.append((node.end_lineno - node.lineno + 1, name))

@@ -28,10 +28,6 @@ LEAST = 49
 29 wrong: `calibration.promise`)."""
 
 
-class TooFewToAdapt(Refused):
-    """Too few patients to fit anything on and to measure it on others."""
-
-
 def adapt(material: Material, screener: Screener, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit local settings.
 
@@ -45,10 +41,10 @@ def adapt(material: Material, screener: Screener, seed: int = 0) -> tuple[dict[s
         ``check.json``), ``differences`` (paired, with intervals) and ``words``.
 
     Raises:
-        TooFewToAdapt: fewer than `LEAST` patients of a label, or the model has local settings already.
+        Refused: fewer than `LEAST` patients of a label, or the model has local settings already.
     """
     if screener.site:
-        raise TooFewToAdapt(
+        raise Refused(
             "Local settings are fitted on the model's own answers, and this model already uses local settings of "
             f"{screener.site.made}. Leave --site out to fit them anew."
         )
@@ -96,7 +92,7 @@ def _enough(material: Material) -> list[Case]:
     """Take the pictures that settings may be fitted on: those the model did not learn or choose from.
 
     Raises:
-        TooFewToAdapt: fewer than `LEAST` patients of a label.
+        Refused: fewer than `LEAST` patients of a label.
     """
     cases = [case for case in material.counted if case.seen not in ROLES[:2]]
     patients = {label: len({case.family for case in cases if case.label == label}) for label in (0, 1)}
@@ -105,7 +101,7 @@ def _enough(material: Material) -> list[Case]:
         known = (
             f" ({own:,} more are copies of the model's training pictures and teach nothing)" if own else ""
         )
-        raise TooFewToAdapt(
+        raise Refused(
             f"There are {patients[1]} patients with COVID-19 and {patients[0]} without{known}; fitting local settings "
             f"and measuring them on others takes at least {LEAST} of each. Check the model without --adapt, or gather "
             "more."

@@ -17,10 +17,6 @@ from .adapt import adapt as fit_settings
 from .cases import Material, judge
 
 
-class NothingToCheck(Refused):
-    """Neither pictures nor a plan was asked for."""
-
-
 def check(
     data: Annotated[
         list[str] | None,
@@ -55,12 +51,12 @@ def check(
     if plan:
         return _say_plan(planning.plan(sensitivity, width, prevalence, specificity), as_json)
     if not data or out is None:
-        raise NothingToCheck(
+        raise Refused(
             "Give labelled pictures and a folder for the report: covid-xct check DATA --model ct --out report. Or say "
             "--plan to be told how many pictures it takes."
         )
     if prevalence is not None and not 0 < prevalence < 1:
-        raise planning.PlanRefused(f"--prevalence is a number between 0 and 1; got {prevalence:g}.")
+        raise Refused(f"--prevalence is a number between 0 and 1; got {prevalence:g}.")
     writing.check_place(out)
     folder = hub_folder.load(model, revision)
     screener = Screener(folder, site=sites_of([folder], [site] if site else ())[0])

@@ -32,10 +32,6 @@ MOST = 12
 """Groups that are told apart in a column; the rest, each smaller, is one more group."""
 
 
-class UnknownColumn(Refused):
-    """A column that no table has."""
-
-
 def groupings(cases: Sequence[Case], by: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Name the groups of cases (n,): the columns of `USUAL` that have values, the source, and the columns asked for.
 
@@ -48,13 +44,13 @@ def groupings(cases: Sequence[Case], by: Sequence[str] = ()) -> dict[str, np.nda
         asked for.
 
     Raises:
-        UnknownColumn: a column that no picture has a value for.
+        Refused: a column that no picture has a value for.
     """
     columns = sorted({column for case in cases for column in case.about})
     asked = [name.strip().lower() for name in by]
     for name in asked:
         if name not in (*USUAL, SOURCE, *columns):
-            raise UnknownColumn(
+            raise Refused(
                 f"No column {name!r} is said of any picture. There are: {', '.join([SOURCE, *columns])}."
             )
     found: dict[str, np.ndarray] = {}

@@ -16,10 +16,6 @@ SETTLED = 200
 NEIGHBOURS = (0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
-class PlanRefused(Refused):
-    """Numbers that no plan can be made for."""
-
-
 def exact_interval(hits: np.ndarray, n: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Compute Clopper and Pearson's interval of a share (Biometrika 26, 1934, 404-413).
 
@@ -43,7 +39,7 @@ def needed(share: float, width: float, level: float = LEVEL) -> dict[str, Any]:
         ``n``; ``hits``, the nearest whole number to share * n; ``low`` and ``high`` of their interval.
 
     Raises:
-        PlanRefused: the interval is asked too narrow.
+        Refused: the interval is asked too narrow.
     """
     start, step = 1, 4096
     narrow = np.zeros(0, bool)
@@ -58,7 +54,7 @@ def needed(share: float, width: float, level: float = LEVEL) -> dict[str, Any]:
             low, high = (float(end) for end in exact_interval(hits, first, level))
             return {"n": first, "hits": hits, "low": round(low, 4), "high": round(high, 4)}
         start += step
-    raise PlanRefused(
+    raise Refused(
         f"A {level:.0%} interval of width {width:g} around {share:g} takes more than {LARGEST:,} patients of the "
         "class. "
         "Ask for a wider one (--width)."
@@ -86,7 +82,7 @@ def plan(
         and those asked for; ``covid``, ``others``: patients of each class; ``consecutive``: patients in a row, or None.
 
     Raises:
-        PlanRefused: a number outside 0 to 1, or an interval asked too narrow.
+        Refused: a number outside 0 to 1, or an interval asked too narrow.
     """
     specificity = sensitivity if specificity is None else specificity
     for name, value in (
@@ -95,9 +91,9 @@ def plan(
         ("prevalence", prevalence),
     ):
         if value is not None and not 0 < value < 1:
-            raise PlanRefused(f"--{name} is a number between 0 and 1; got {value:g}.")
+            raise Refused(f"--{name} is a number between 0 and 1; got {value:g}.")
     if not 0.005 <= width < 1:
-        raise PlanRefused(
+        raise Refused(
             f"--width is a number from 0.005 to 1; got {width:g}. 0.1 is from 0.85 to 0.95, for instance."
         )
     shares = sorted({*NEIGHBOURS, sensitivity, specificity})

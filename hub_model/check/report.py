@@ -43,10 +43,6 @@ COMPARED = {
 }  # fmt: skip
 
 
-class TooFew(Refused):
-    """Too few pictures, or only one class, for any figure."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What is looked at.
@@ -82,8 +78,8 @@ def examine(
         The contents of ``check.json``; see ``check.schema.json``.
 
     Raises:
-        TooFew: only one class, or too few patients of one, was left to compute figures from.
-        UnknownColumn: a column to sort by that no picture has a value for.
+        Refused: only one class, or too few patients of one, was left to compute figures from; or no picture has a value
+            in a column to sort by.
     """
     settings = settings or Settings()
     cases, memory = _independent(material)
@@ -146,18 +142,18 @@ def _check_enough(material: Material, cases: Sequence[Case], screener: Screener)
     """Refuse to compute figures from too few pictures.
 
     Raises:
-        TooFew: with the reason that matters most.
+        Refused: with the reason that matters most.
     """
     countable = [case for case in material.cases if case.left_out is None]
     labels = {case.label for case in material.cases}
     if len(labels) == 1:
-        raise TooFew(
+        raise Refused(
             f"All {len(material.cases):,} pictures are labelled {hub_folder.LABELS[labels.pop()]}. Sensitivity needs "
             "pictures with COVID-19 and specificity pictures without; add a folder of the other class."
         )
     if countable and not material.counted:
         codes = Counter(case.code for case in countable)
-        raise TooFew(
+        raise Refused(
             f"All {len(countable):,} pictures were refused ({_counted(codes)}), so there is nothing to check. The "
             "model "
             f"reads {'frontal chest X-rays' if screener.modality == 'xray' else 'axial chest CT slices'}; check "
@@ -165,7 +161,7 @@ def _check_enough(material: Material, cases: Sequence[Case], screener: Screener)
         )
     if not _enough(cases):
         left = _patients(cases)
-        raise TooFew(
+        raise Refused(
             f"Of {len(material.cases):,} pictures {len(cases):,} were judged, of {left[1]} patients with COVID-19 and "
             f"{left[0]} without; at least {FEWEST} of each are needed, as no interval over fewer says anything. "
             "`covid-xct check --plan` says how many a useful interval takes."

@@ -35,19 +35,15 @@ WORST = 4
 EVENT = "COVID-19"
 
 
-class PlaceRefused(Refused):
-    """A folder that the report cannot be written to."""
-
-
 def check_place(out: Path) -> Path:
     """Refuse early a place where a report cannot be written; an earlier report may be replaced.
 
     Raises:
-        PlaceRefused: something else is there.
+        Refused: something else is there.
     """
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FIGURES).is_file())):
-        raise PlaceRefused(f"{out}: something else is there. Name a new folder, or that of an earlier check.")
+        raise Refused(f"{out}: something else is there. Name a new folder, or that of an earlier check.")
     return out
 
 
@@ -70,7 +66,7 @@ def write(
         by: columns that figures were grouped by.
 
     Raises:
-        PlaceRefused: see `check_place`.
+        Refused: see `check_place`.
         OSError: the disk is full, or the place cannot be written.
     """
     out = check_place(out)

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from hub_model import Refused, Screener
 from hub_model.check import planning, report
-from hub_model.check.adapt import TooFewToAdapt, adapt
+from hub_model.check.adapt import adapt
 from hub_model.check.cases import judge_rows
 from hub_model.check.labels import Row
 from hub_model.check.sources import open_sources
@@ -56,7 +56,7 @@ def checked(screener: Screener, rows: list[Row], changes: int) -> dict[str, Any]
     try:
         site, _ = adapt(material, screener)
         result["site"] = {key: site[key] for key in ("temperature", "bias", "data", "figures")}
-    except TooFewToAdapt as refusal:
+    except Refused as refusal:
         result["site_refusal"] = str(refusal)
     return result
 

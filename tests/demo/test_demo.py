@@ -32,7 +32,7 @@ from PIL import Image
 
 from hub_model import Finding, FolderRefused, Screener, hub_folder
 from hub_model.grey import ImageRefused
-from hub_model.refused import Reason
+from hub_model.refused import Reason, Refused
 from hub_model.volumes import Unusable, Volume
 from tests.bad_files import make_bad_files, png, write_dicom
 from tests.hub_standin import running
@@ -48,7 +48,7 @@ import listeners
 import texts
 import views
 from desk import Desk, Run
-from judge import Judgement, UnknownWord, judge
+from judge import Judgement, judge
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ class TestEndpoints:
     def test_an_unknown_word_is_refused_with_the_accepted_ones(
         self, client, screeners, chest, kind, point, accepted
     ):
-        with pytest.raises(UnknownWord, match=accepted):
+        with pytest.raises(Refused, match=accepted):
             judge(screeners, chest, kind, point)
         file = handle_file(chest)
         asked = [("/screen", file, kind, point), ("/batch", [file], kind, point)]

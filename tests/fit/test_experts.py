@@ -22,6 +22,7 @@ def expert_file():
     return file
 
 
+@pytest.mark.slow
 def test_its_features_are_those_of_the_published_snippet(expert_file):
     grey = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
     stored = load_file(expert_file)

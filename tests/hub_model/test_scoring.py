@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from hub_model import Screener, rows, scoring
-from hub_model.rows import RowFile, RowsRefused
+from hub_model.refused import Refused
+from hub_model.rows import RowFile
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 PICTURE = EXAMPLES / "phantom_xray_1.png"
@@ -76,18 +77,18 @@ class TestRowFiles:
 
     def test_rows_of_other_settings_are_not_mixed(self, tmp_path, suffix):
         RowFile(tmp_path / f"o{suffix}", {"models": 1, "operating point": None}).close()
-        with pytest.raises(RowsRefused, match="made with other models"):
+        with pytest.raises(Refused, match="made with other models"):
             RowFile(tmp_path / f"o{suffix}", {"models": 2, "operating point": None})
 
     def test_a_file_of_someone_else_stays(self, tmp_path, suffix):
         (tmp_path / f"o{suffix}").write_text("mine")
-        with pytest.raises(RowsRefused, match="nothing says which models made it"):
+        with pytest.raises(Refused, match="nothing says which models made it"):
             RowFile(tmp_path / f"o{suffix}", {})
         assert (tmp_path / f"o{suffix}").read_text() == "mine"
 
     @pytest.mark.skipif(sys.platform == "win32", reason="locks are of POSIX")
     def test_two_processes_do_not_write_to_one_file(self, tmp_path, suffix):
-        with RowFile(tmp_path / f"o{suffix}", {}), pytest.raises(RowsRefused, match="Another process"):
+        with RowFile(tmp_path / f"o{suffix}", {}), pytest.raises(Refused, match="Another process"):
             RowFile(tmp_path / f"o{suffix}", {})
 
 
@@ -101,7 +102,7 @@ def test_no_cell_runs_in_a_spreadsheet(name):
     ("path", "words"), [("no/o.csv", "no folder"), ("o.xlsx", "ends in .csv"), (".", "ends in")]
 )
 def test_out_is_checked_first(tmp_path, path, words):
-    with pytest.raises(RowsRefused, match=words):
+    with pytest.raises(Refused, match=words):
         RowFile(tmp_path / path, {})
 
 
@@ -158,7 +159,7 @@ def test_heat_maps_of_the_run_are_no_pictures(screener, tmp_path):
     for _ in range(2):
         scoring.score([tmp_path], screener, tmp_path / "o.csv", heat_maps=tmp_path / "maps")
     assert [Path(row["file"]).name for row in read(tmp_path / "o.csv")] == ["a.png"]
-    with pytest.raises(RowsRefused, match="holds the pictures"):
+    with pytest.raises(Refused, match="holds the pictures"):
         scoring.score([tmp_path], screener, tmp_path / "p.csv", heat_maps=tmp_path)
 
 
