@@ -36,6 +36,14 @@ def test_the_embedded_graphs_hold_no_weights_and_no_paths(folder, graph):
     assert b"site-packages" not in folder.graph() and b"/home" not in folder.graph()
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "lungs.onnx"])
+def test_nothing_keeps_norms_from_being_joined_with_convolutions(folder, name):
+    """ONNX Runtime computes no CastLike ahead, and a convolution whose bias comes from one takes twice as long."""
+    nodes = onnx.load(folder.path / name, load_external_data=False).graph.node
+    assert {"Conv", "Cast"} <= {node.op_type for node in nodes}
+    assert "CastLike" not in {node.op_type for node in nodes}
+
+
 def test_screening_json_vouches_for_graph_and_guard(folder):
     for key, name in (("graph_sha256", "model.onnx"), ("guard_sha256", "guard.safetensors")):
         assert folder.screening[key] == hashlib.sha256((folder.path / name).read_bytes()).hexdigest()

@@ -176,6 +176,15 @@ def test_the_overlay_is_a_fixed_function_of_the_map():
         np.testing.assert_allclose(tinted, expected, atol=0.51)
 
 
+def test_the_overlay_of_any_map_is_what_the_formula_says_to_two_levels():
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (91, 53), dtype=np.uint8))
+    heat = random.random((7, 5)).astype(np.float32)
+    fine = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
+    exact = heatmap._tint(np.asarray(picture.convert("RGB"), np.float32), fine)
+    assert np.abs(np.asarray(heatmap.overlay(picture, heat), int) - exact).max() <= 2
+
+
 def test_the_overlay_lies_where_the_map_does():
     heat = np.full((7, 7), 0.5, np.float32)
     heat[0, 6] = 1.0
