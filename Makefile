@@ -51,6 +51,7 @@ sbom: $(VENV)/.tools
 	$(VENV)/tools/bin/python .ci/pins $(VENV)/resolved.json > $(VENV)/resolved.txt
 	$(VENV)/tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	  --of JSON -o sbom.json $(VENV)/resolved.txt
+	$(VENV)/tools/bin/python .ci/sbom sbom.json $(VENV)/resolved.json
 
 test-lowest: $(VENV)/.tools
 	$(VENV)/tools/bin/uv venv --quiet --clear --python $(PYTHON) $(VENV)/lowest
@@ -79,7 +80,7 @@ $(VENV)/.venv:
 
 $(VENV)/.tools: $(VENV)/.venv
 	$(BIN)/python -m venv $(VENV)/tools
-	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom pip-audit uv
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25' cyclonedx-bom pip-audit uv
 	touch $@
 
 # without byte code: Python compiles the third that is used on first use, and nobody waits for the rest

@@ -21,7 +21,7 @@ from . import backends, layout
 from .graph_check import check_graph
 from .grey import ImageRefused
 from .refused import Reason
-from .whole import whole_file
+from .whole import changed_folder, whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -298,20 +298,19 @@ def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) ->
     from .graph import plain_graph
     from .lung_net import Outlines
 
-    path = Path(path)
     outlines = Outlines(network).eval()
     halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in outlines.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    with whole_file(path / WEIGHTS) as new:
-        save_file(halves, new, metadata={"format": "pt"})
-    weights = layout.read_tensors(path / WEIGHTS)
-    graph = plain_graph(outlines, "pictures", "outlines", (1, SIDE, SIDE), weights, WEIGHTS)
-    with whole_file(path / GRAPH) as new:
-        new.write_bytes(graph)
-    told = {"format": FORMAT, "side": SIDE, **settings}
-    with whole_file(path / SETTINGS) as new:
-        new.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return path
+    with changed_folder(path) as folder:
+        with whole_file(folder / WEIGHTS) as new:
+            save_file(halves, new, metadata={"format": "pt"})
+        weights = layout.read_tensors(folder / WEIGHTS)
+        with whole_file(folder / GRAPH) as new:
+            new.write_bytes(plain_graph(outlines, "pictures", "outlines", (1, SIDE, SIDE), weights, WEIGHTS))
+        told = {"format": FORMAT, "side": SIDE, **settings}
+        with whole_file(folder / SETTINGS) as new:
+            new.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return Path(path)

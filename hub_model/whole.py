@@ -13,14 +13,23 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from .refused import Refused
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing warns of two processes
+    fcntl = None
+
 PARTIAL = re.compile(r"\..*partial-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[^.]*(?P<old>\.old)?")
+PATIENCE = 10.0
+"""Seconds that a change of a folder waits for another one to end."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of disks over a network
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)
 
 
@@ -48,12 +57,32 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder; when the block ends, each file in it replaces its namesake in `folder`, by order of names.
+
+    For files that belong together in a folder that others write to as well: all are made before the first is put in
+    place, and no work lies between them. If the block raises, `folder` stays as it was.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with partial_folder(folder) as new:
+        yield new
+        for file in sorted(new.iterdir()):
+            file.chmod(0o644)
+            os.replace(file, folder / file.name)
+
+
+@contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new empty folder; when the block ends it takes the place of `path` and of all that lay there.
 
     If the block raises, `path` stays as it was and nothing is left behind. On Linux the old and the new folder change
     places in one step. Elsewhere there is a moment without either: after a kill in that moment, the old one is put
-    back the next time that this folder is written.
+    back the next time that this folder is written. Where the folder itself cannot be exchanged, because a disk is
+    mounted there or the folder above is closed, what lies in it is, one file or folder after the other.
 
     Raises:
         OSError: the place cannot be written, or `path` is a file.
@@ -62,16 +91,92 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(path.parent, f"{path.name}.") as new:
+    inside = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))
+    with partial_folder(path if inside else path.parent, f"{path.name}.") as new:
         yield new
-        new.chmod(0o755)
-        if not path.exists():
-            new.replace(path)
-        elif not _exchanged(new, path):
-            old = new.with_name(f"{new.name}.old")
+        if inside:
+            _move_in(new, path)
+        else:
+            _put_in_place(new, path)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Exchange a folder for another beside it."""
+    new.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o755)
+    if not path.exists():
+        new.replace(path)
+    elif not _exchanged(new, path):
+        old = new.with_name(f"{new.name}.old")
+        try:
             path.replace(old)
-            new.replace(path)
-            shutil.rmtree(old)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EXDEV):
+                raise
+            with partial_folder(path) as inside:  # a folder of this very disk is mounted there
+                shutil.copytree(new, inside, symlinks=True, dirs_exist_ok=True)
+                _move_in(inside, path)
+            return
+        new.replace(path)
+        shutil.rmtree(old)
+
+
+def _move_in(new: Path, path: Path) -> None:
+    """Exchange all that lies in `path` for what lies in `new`, a folder in it."""
+    names = set()
+    for entry in sorted(new.iterdir()):
+        place = path / entry.name
+        names.add(entry.name)
+        if place.is_dir() and not place.is_symlink():
+            if _exchanged(entry, place):
+                continue
+            shutil.rmtree(place)
+        elif entry.is_dir():
+            place.unlink(missing_ok=True)
+        os.replace(entry, place)
+    for rest in list(path.iterdir()):
+        if rest.name not in names and not PARTIAL.fullmatch(rest.name):
+            shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+
+
+@contextmanager
+def changed_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a copy of a folder; when the block ends it takes the place of the folder in one step, see `whole_folder`.
+
+    So a reader finds either what was there before or every change. The files of the copy are links to the old ones
+    where the disk knows such: put new ones in their place, as `whole_file` does, and never write into them. A folder
+    that is not there begins empty. One process changes a folder at a time; a second one waits for `PATIENCE` seconds.
+
+    Raises:
+        InUse: another process holds the folder.
+        OSError: the place cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    with held(path, PATIENCE) if path.is_dir() else contextlib.nullcontext(), whole_folder(path) as new:
+        if path.is_dir():
+            copy_linked(path, new)
+        yield new
+
+
+def copy_linked(old: Path, new: Path, without: Sequence[str] = ()) -> None:
+    """Fill the folder `new` with links to the files of `old`, or copies where the disk knows no links.
+
+    Args:
+        old: its unfinished work of other processes is left out.
+        new: an empty folder.
+        without: names of files and folders that are left out.
+    """
+
+    def left_out(_: str, names: list[str]) -> list[str]:
+        return [name for name in names if name in without or PARTIAL.fullmatch(name)]
+
+    shutil.copytree(old, new, symlinks=True, ignore=left_out, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(old: str, new: str) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(old, new)
 
 
 @contextmanager
@@ -92,26 +197,49 @@ def partial_folder(parent: Path, name: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Lock a folder for this process alone; no file is written for it, and it is free when the process ends.
+
+    Args:
+        folder: it may be exchanged for another meanwhile, as `whole_folder` does: then that one is locked.
+        patience: seconds to wait for another process.
 
     Raises:
         InUse: another process holds it.
         OSError: the folder cannot be opened.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing warns of two processes
+    if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + patience
+    while (handle := _locked(folder)) is None:
+        if time.monotonic() >= until:
+            raise InUse(f"Another process works in {folder}. Wait for it, or name another folder.")
+        time.sleep(0.1)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise InUse(f"Another process works in {folder}. Wait for it, or name another folder.") from None
     finally:
         os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """Open and lock a folder; None where another process holds it, or has exchanged it in between."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if os.path.samestat(os.fstat(handle), os.stat(folder)):
+            return handle
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
 
 
 @cache  # once a process for each folder: it may hold a million files

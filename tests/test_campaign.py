@@ -89,6 +89,20 @@ def test_everybody_takes_onnx_runtime_from_the_one_who_tells_it_to_keep_to_itsel
     assert importing == {"hub_model/backends.py"}
 
 
+def test_lines_that_are_to_be_copied_tell_onnx_runtime_so_too():
+    texts = [path for path in server.ROOT.rglob("*.md") if not {".venv", "node_modules"} & set(path.parts)]
+    snippets = [
+        (path.name, lines)
+        for path in texts
+        for lines in re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+        if "import onnxruntime" in lines
+    ]
+    assert len(snippets) >= 3, "the card's template, the cards, docs/loaders.md"
+    for name, lines in snippets:
+        told, imported = lines.find("ORT_DISABLE_TELEMETRY"), lines.find("import onnxruntime")
+        assert 0 <= told < imported, name
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Data opened here leaves nothing in the user's cache."""

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from hub_model import hub_folder
+from hub_model.backends import runtime
 from hub_model.covid_cnn import VARIANTS
 from tests import loaders
 from tests.benchmarks import measured
@@ -114,7 +114,7 @@ def differences(folder: Path, files: list[Path], scratch: Path) -> dict:
         answered, _ = loaders.answers(loaders.WITH_OUR_PACKAGE, folder, files, scratch)
         found["pipeline, after import hub_model"] = answered["pipeline, path"]
     pixels = torch.stack([opened.transform(loaders.read_image(file)) for file in files])
-    session = onnxruntime.InferenceSession(folder / hub_folder.GRAPH, providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(folder / hub_folder.GRAPH, providers=["CPUExecutionProvider"])
     logits = [session.run(["logits"], {"pixel_values": one[None].numpy()})[0] for one in pixels]
     found["ONNX Runtime"] = web.probability(np.concatenate(logits))
     if loaders.node_is_ready():

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from hub_model import whole
-from hub_model.whole import InUse, held, partial_folder, whole_file, whole_folder
+from hub_model.whole import InUse, changed_folder, held, partial_folder, whole_file, whole_files, whole_folder
 from tests.bad_files import files_of_at_most
 
 
 def write(folder: Path, text: str, count: int = 3) -> None:
+    folder.mkdir(exist_ok=True)
     for number in range(count):
         (folder / f"{number}.txt").write_text(text)
 
@@ -33,6 +34,72 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
 def test_without_the_exchange_of_linux_as_well(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "_exchanged", lambda one, two: False)
     test_a_folder_takes_the_place_of_another(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["beside it", "mounted", "mounted from the same disk"])
+def test_a_changed_folder_is_the_old_one_or_has_every_change(tmp_path, monkeypatch, where):
+    """Files that are not replaced stay, and with their contents; links too; what is taken away goes."""
+    run = tmp_path / "run"
+    (run / "plots").mkdir(parents=True)
+    write(run, "old"), write(run / "plots", "old", 1), write(run / "gone", "old", 1)
+    (run / "link").symlink_to("0.txt")
+    run.chmod(0o700)
+    if where == "mounted":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == run)
+    if where == "mounted from the same disk":
+        first = Path.replace
+
+        def replace(self, target):
+            if run in (self, target):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            return first(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        exchanged = whole._exchanged
+        monkeypatch.setattr(whole, "_exchanged", lambda one, two: two != run and exchanged(one, two))
+    with pytest.raises(KeyError), changed_folder(run) as new:
+        with whole_file(new / "0.txt") as file:
+            file.write_text("new")
+        raise KeyError
+    assert (run / "0.txt").read_text() == "old"
+    with changed_folder(run) as new:
+        for name in ("0.txt", "plots/1.txt"):
+            with whole_file(new / name) as file:
+                file.write_text("new")
+        (new / "gone" / "0.txt").unlink(), (new / "gone").rmdir()
+        assert [file.read_text() for file in sorted(run.glob("*.txt"))] == ["old"] * 3
+    assert [file.read_text() for file in sorted(run.glob("*.txt"))] == ["new", "old", "old"]
+    assert texts(run / "plots") == ["old", "new"] and os.readlink(run / "link") == "0.txt"
+    assert run.stat().st_mode & 0o777 == 0o700
+    assert sorted(path.name for path in run.iterdir()) == ["0.txt", "1.txt", "2.txt", "link", "plots"]
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_changed_folder_may_be_new(tmp_path):
+    with changed_folder(tmp_path / "a") as new:
+        write(new, "new")
+    assert texts(tmp_path / "a") == ["new"] * 3
+
+
+def test_a_folder_that_is_changed_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "PATIENCE", 0.2)
+    (tmp_path / "a").mkdir()
+    with changed_folder(tmp_path / "a") as new:
+        write(new, "first")
+        with pytest.raises(InUse), changed_folder(tmp_path / "a"):
+            pass
+    with held(tmp_path / "a"):
+        assert texts(tmp_path / "a") == ["first"] * 3
+
+
+def test_files_that_belong_together(tmp_path):
+    (tmp_path / "other").write_text("other")
+    with whole_files(tmp_path) as new:
+        write(new, "old")
+    with pytest.raises(KeyError), whole_files(tmp_path) as new:
+        write(new, "new")
+        raise KeyError
+    assert texts(tmp_path) == ["old"] * 3 + ["other"]
 
 
 def test_a_file_in_the_way_stays(tmp_path):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
 from PIL import Image, ImageOps
 
 from hub_model import hub_folder
+from hub_model.backends import runtime
 from hub_model.refused import Failed
 from tests.loaders import node_is_ready, transformers_js
 from tests.made_run import pictures
@@ -83,7 +83,7 @@ def test_a_run_is_exported_whole(run):
 def test_the_one_file_holds_its_weights_once_and_as_precise_as_they_come(run, tmp_path):
     web.export(run, ["data"])
     alone = shutil.copy(run / "web" / web.GRAPH, tmp_path / "alone.onnx")
-    session = onnxruntime.InferenceSession(alone, providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(alone, providers=["CPUExecutionProvider"])
     assert {output.name for output in session.get_outputs()} >= {"logits"}
     size = (run / hub_folder.WEIGHTS).stat().st_size + (run / hub_folder.GRAPH).stat().st_size
     assert Path(alone).stat().st_size < 1.05 * size
@@ -126,7 +126,7 @@ def test_the_web_graph_resizes_as_pillow_does(size):
     picture = Image.fromarray(blocks.repeat(7, 0).repeat(7, 1)[: size[1], : size[0]])
     expected = hub_folder.transform_of(hub_folder.make_config("resnet18", {}, cfg, 1))(picture).numpy()
     graph = web.with_resize(identity, cfg).SerializeToString()
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     pixels = np.asarray(picture.convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
     resized = session.run(None, {"pixel_values": pixels})[0][0]
     levels = np.abs(resized - expected) * 0.25 * 255

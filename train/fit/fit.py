@@ -4,7 +4,6 @@ The run folder is the hub folder; while training goes on, ``trainer/`` inside it
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from transformers.trainer_callback import ProgressCallback
 from hub_model import hub_folder, lungs
 from hub_model.hub_folder import LABELS
 from hub_model.refused import Refused
-from hub_model.whole import held
+from hub_model.whole import copy_linked, held, partial_folder, whole_folder
 
 from ..data.dataset import Origin, open_data
 from . import backbones, distillation, experts, probe, speed, steady
@@ -82,7 +81,7 @@ def fit(
             families=settings.families,
         )
     images = _read(settings, splits, network)
-    with _alone(out, settings) if processes.is_main_process else nullcontext():
+    with _alone(out, settings, overwrite) if processes.is_main_process else nullcontext():
         processes.wait_for_everyone()
         trainer = _trainer(settings, network, images, out / CHECKPOINTS, report)
         clock = _train(trainer, out / CHECKPOINTS)
@@ -253,28 +252,33 @@ def _changed(checkpoints: Path, settings: Settings) -> list[str]:
 
 
 @contextmanager
-def _alone(out: Path, settings: Settings) -> Iterator[None]:
+def _alone(out: Path, settings: Settings, overwrite: bool) -> Iterator[None]:
     """Open the run folder, and hold it while the block runs.
 
     Raises:
-        InUse: another process trains there.
+        InUse: another process works there.
+        Refused: another process has finished a run there meanwhile.
     """
-    checkpoints = out / CHECKPOINTS
-    if checkpoints.is_dir():
-        with held(checkpoints):
-            pass
-    _open_run(out, settings)
-    with held(checkpoints):
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        _check_run(out, settings, overwrite)
+        _open_run(out, settings)
         yield
 
 
 def _open_run(out: Path, settings: Settings) -> None:
-    """Make the run folder, and empty it unless it is what the same command left unfinished; see `_check_run`."""
+    """Make the folder of checkpoints, emptied unless it is what the same command left unfinished; see `_check_run`.
+
+    A finished run that is to be replaced stays until the new one is finished.
+    """
     checkpoints = out / CHECKPOINTS
-    if out.is_dir() and not checkpoints.is_dir():
-        shutil.rmtree(out)
-    elif _changed(checkpoints, settings):
-        shutil.rmtree(checkpoints)
+    if _changed(checkpoints, settings):
+        with partial_folder(
+            checkpoints
+        ) as rest:  # the settings last: without them it would pass for any run's
+            for entry in list(checkpoints.iterdir()):
+                if entry.name not in (SETTINGS, rest.name):
+                    entry.replace(rest / entry.name)
     checkpoints.mkdir(parents=True, exist_ok=True)
     hub_folder.write_json(checkpoints / SETTINGS, settings.as_json())
 
@@ -364,7 +368,10 @@ def _save(
     trainer: training.RecipeTrainer,
     clock: training.Complete,
 ) -> None:
-    """Write the hub folder and remove the checkpoints."""
+    """Put the hub folder in place of the run folder, whose checkpoints go.
+
+    What others have put there stays, unless it belongs to a finished run that is replaced.
+    """
     provenance = {
         "data_sha256": origin.data_sha256,
         "split_sha256": origin.split_sha256,
@@ -385,14 +392,16 @@ def _save(
         "history": training.history(trainer),
     }
     view = {"view": settings.view} if settings.lungs else {}
-    if settings.lungs:
-        lungs.copy(settings.lungs, out)
-    hub_folder.save(
-        out,
-        training.kept_network(trainer),
-        architecture=network.architecture,
-        model_args=network.model_args,
-        pretrained_cfg=network.pretrained_cfg,
-        screening={"modality": settings.modality, **view, **UNCALIBRATED, "provenance": provenance},
-    )
-    shutil.rmtree(out / CHECKPOINTS)
+    with whole_folder(out) as new:
+        if not (out / hub_folder.CONFIG).is_file():
+            copy_linked(out, new, without=[CHECKPOINTS])
+        if settings.lungs:
+            lungs.copy(settings.lungs, new)
+        hub_folder.save(
+            new,
+            training.kept_network(trainer),
+            architecture=network.architecture,
+            model_args=network.model_args,
+            pretrained_cfg=network.pretrained_cfg,
+            screening={"modality": settings.modality, **view, **UNCALIBRATED, "provenance": provenance},
+        )

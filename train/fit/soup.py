@@ -15,6 +15,7 @@ from hub_model import hub_folder, lungs
 from hub_model.check.metrics import figures, interval
 from hub_model.hub_folder import HubFolder
 from hub_model.refused import Refused
+from hub_model.whole import whole_folder
 
 from ..measure.predict import predict
 from ..measure.provenance import parts_of
@@ -53,16 +54,17 @@ def soup(
     for name, figure in found.items():
         print(f"{name}: validation AUROC {interval(figure)}")
     config = first.config
-    if first.finder is not None:
-        lungs.copy(first.path, out)
-    hub_folder.save(
-        out,
-        first.model,
-        architecture=config["architecture"],
-        model_args=config.get("model_args") or {},
-        pretrained_cfg=config["pretrained_cfg"],
-        screening={**first.screening, "provenance": _provenance(folders, found, str(out))},
-    )
+    with whole_folder(out) as new:
+        if first.finder is not None:
+            lungs.copy(first.path, new)
+        hub_folder.save(
+            new,
+            first.model,
+            architecture=config["architecture"],
+            model_args=config.get("model_args") or {},
+            pretrained_cfg=config["pretrained_cfg"],
+            screening={**first.screening, "provenance": _provenance(folders, found, str(out))},
+        )
     return found
 
 

@@ -20,7 +20,7 @@ from hub_model import hub_folder
 from hub_model import lungs as lung_views
 from hub_model.changes import CHANGES
 from hub_model.refused import Refused
-from hub_model.whole import whole_file
+from hub_model.whole import whole_files
 
 from ..data.dataset import load_data
 from . import backbones, experts, speed
@@ -303,16 +303,8 @@ def figures(seen: Seen, groups: dict, *, steady: float, source_penalty: float, r
 
 
 def _write(out: Path, study: "optuna.Study", recipe: str) -> dict:
-    """Write the table, the picture and the best row."""
+    """Write the table, the picture and the best row, all of the same trials."""
     done = [trial for trial in study.trials if trial.value is not None]
-    columns = [*RANGES, *(key for key in done[0].user_attrs)]
-    with whole_file(out / "trials.csv") as new, open(new, "w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["trial", *columns])
-        for trial in done:
-            values = {**trial.params, **trial.user_attrs}
-            table.writerow([trial.number, *(f"{values[column]:.5g}" for column in columns)])
-    _picture(out / "trials.png", done)
     best = study.best_trial
     row = replace(RECIPES[recipe], **{name: float(f"{value:.3g}") for name, value in best.params.items()})
     told = {
@@ -322,8 +314,22 @@ def _write(out: Path, study: "optuna.Study", recipe: str) -> dict:
         "settings": study.user_attrs["settings"],
     }
     told = json.loads(json.dumps(told))
-    hub_folder.write_json(out / "best.json", told)
+    with whole_files(out) as new:
+        _table(new / "trials.csv", done)
+        _picture(new / "trials.png", done)
+        hub_folder.write_json(new / "best.json", told)
     return told
+
+
+def _table(file: Path, done: list["optuna.trial.FrozenTrial"]) -> None:
+    """Write penalties and figures, one row a trial."""
+    columns = [*RANGES, *(key for key in done[0].user_attrs)]
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["trial", *columns])
+        for trial in done:
+            values = {**trial.params, **trial.user_attrs}
+            table.writerow([trial.number, *(f"{values[column]:.5g}" for column in columns)])
 
 
 def _picture(file: Path, done: list["optuna.trial.FrozenTrial"]) -> None:
@@ -335,5 +341,4 @@ def _picture(file: Path, done: list["optuna.trial.FrozenTrial"]) -> None:
         axes.scatter([trial.params[name] for trial in done], [trial.value for trial in done], s=12)
         axes.set(xscale="log", xlabel=name.replace("_", " "))
     figure.axes[0].set_ylabel("score")
-    with whole_file(file) as new:
-        figure.savefig(new, dpi=110)
+    figure.savefig(file, dpi=110)

@@ -23,6 +23,7 @@ from hub_model import hub_folder, lungs
 from hub_model.check.harmless import PICTURES, spread
 from hub_model.check.metrics import Record, figures, mean, paired_difference
 from hub_model.refused import Refused
+from hub_model.whole import changed_folder
 
 from . import harmless, plots
 from .guard import balanced
@@ -108,13 +109,13 @@ def audit(
     if pictures < 4:
         raise Refused(f"{pictures} pictures measure nothing; give at least 4, as {PICTURES}.")
     folder = hub_folder.open_folder(run)
-    evaluation = hub_folder.read_json(folder.path / hub_folder.EVALUATION)
+    hub_folder.read_json(folder.path / hub_folder.EVALUATION)  # early: it may not be there
     parts = parts_of(folder, data)
     whole = predict(folder, parts["test"], "test pictures")
     test = parts["test"] = parts["test"].select(np.flatnonzero(whole.answered))
     whole = whole.only(whole.answered)
     changes = harmless.measure_changes(folder, test, pictures, seed)
-    evaluation["audits"] = {
+    audits = {
         "harmless": changes,
         "changed": _changed(folder, test, whole, pictures, seed),
         "thumbnail": _thumbnail(parts, whole.log_odds, seed),
@@ -127,9 +128,13 @@ def audit(
         },
     }
     default = next(iter(folder.screening["operating_points"]))
-    plots.save(harmless.draw(changes, default), folder.path / "plots" / f"{CHANGED_PLOT}.png")
-    hub_folder.write_json(folder.path / hub_folder.EVALUATION, evaluation)
-    return evaluation["audits"]
+    with changed_folder(folder.path) as new:
+        evaluation = hub_folder.read_json(new / hub_folder.EVALUATION)
+        if evaluation.get("weights_sha256") != folder.screening.get("weights_sha256"):
+            raise Refused(f"{folder.path} has got other weights meanwhile. Audit it again.")
+        plots.save(harmless.draw(changes, default), new / "plots" / f"{CHANGED_PLOT}.png")
+        hub_folder.write_json(new / hub_folder.EVALUATION, {**evaluation, "audits": audits})
+    return audits
 
 
 def _changed(

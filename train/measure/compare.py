@@ -15,7 +15,7 @@ from hub_model import hub_folder
 from hub_model.check.harmless import worst
 from hub_model.check.metrics import interval
 from hub_model.refused import Refused
-from hub_model.whole import whole_file
+from hub_model.whole import whole_files
 
 from . import plots
 
@@ -48,9 +48,9 @@ def compare(
     lines = [HEADER, ["---"] * len(HEADER), *(row["cells"] for row in rows)]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
     if out is not None:
-        with whole_file(out.with_suffix(".md")) as new:
-            new.write_text(table, encoding="utf-8")
-        plots.save(_draw(rows), out.with_suffix(".png"))
+        with whole_files(out.parent) as new:
+            (new / f"{out.stem}.md").write_text(table, encoding="utf-8")
+            plots.save(_draw(rows), new / f"{out.stem}.png")
     Console().print(Markdown(table))
     return table
 

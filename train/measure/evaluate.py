@@ -14,6 +14,7 @@ from hub_model import hub_folder
 from hub_model.check import calibration
 from hub_model.decision import INCONCLUSIVE, decide
 from hub_model.refused import Refused
+from hub_model.whole import changed_folder
 
 from ..data.dataset import Origin
 from . import findings as finding
@@ -54,9 +55,42 @@ def evaluate(
             lacks a class; or the test split was scored before and ``again`` is not set.
     """
     folder = hub_folder.open_folder(run)
-    before = _earlier(folder.path, again)
+    _earlier(folder.path, again)
     parts, origin = data_of(folder, data)
-    started = time.monotonic()
+    with changed_folder(run) as new:  # a reader finds the run as it was, or calibrated with all its figures
+        before = _earlier(new, again)
+        started = time.monotonic()
+        folder, points, fitted, validation = _calibrated(
+            hub_folder.open_folder(new), parts, data, seed, half, guard
+        )
+        everything = predict(folder, parts["test"], "test")
+        test = everything.only(everything.answered)
+        rows = parts["test"].select(np.flatnonzero(everything.answered))
+        result = {
+            **_about(folder, parts, origin),
+            "test_scored": before + 1,
+            "validation": _scored(validation, points, seed),
+            "test": {
+                **_scored(test, points, seed),
+                "abstained": _abstained(points, test),
+                "unanswered": int((~everything.answered).sum()),
+            },
+            "test_by_source": _by_source(test, points, seed),
+            "test_by_finding": finding.by_finding(test, finding.of_rows(rows, data), points, seed),
+        }
+        if fitted:
+            result["guard"] = guarding.measure_guard(folder, parts["test"], everything, fitted, seed)
+        result |= {"environment": _environment(), "seconds": round(time.monotonic() - started, 1)}
+        plots.draw_all(folder, validation, test, rows)
+        write_seen(folder, parts, origin.data_sha256)
+        hub_folder.write_json(new / hub_folder.EVALUATION, result)
+    return result
+
+
+def _calibrated(
+    folder: hub_folder.HubFolder, parts: "DatasetDict", data: list[str], seed: int, half: bool, guard: bool
+) -> tuple[hub_folder.HubFolder, dict[str, dict], guarding.Fitted | None, Predictions]:
+    """Calibrate a run on validation and write it; returns it reopened, its points, guard and validation's answers."""
     if half:
         folder.model.half().float()  # what is measured from here on is what will be stored
     temperature, bias = _calibrate(folder, parts["validation"])
@@ -66,29 +100,7 @@ def evaluate(
     validation = validation.only(validation.answered)
     points = _operating_points(validation, seed)
     fitted = guarding.fit_guard(folder, parts, data, validation, seed) if guard else None
-    folder = _save(folder, temperature, bias, points, fitted, half)
-    everything = predict(folder, parts["test"], "test")
-    test = everything.only(everything.answered)
-    rows = parts["test"].select(np.flatnonzero(everything.answered))
-    result = {
-        **_about(folder, parts, origin),
-        "test_scored": before + 1,
-        "validation": _scored(validation, points, seed),
-        "test": {
-            **_scored(test, points, seed),
-            "abstained": _abstained(points, test),
-            "unanswered": int((~everything.answered).sum()),
-        },
-        "test_by_source": _by_source(test, points, seed),
-        "test_by_finding": finding.by_finding(test, finding.of_rows(rows, data), points, seed),
-    }
-    if fitted:
-        result["guard"] = guarding.measure_guard(folder, parts["test"], everything, fitted, seed)
-    result |= {"environment": _environment(), "seconds": round(time.monotonic() - started, 1)}
-    plots.draw_all(folder, validation, test, rows)
-    write_seen(folder, parts, origin.data_sha256)
-    hub_folder.write_json(folder.path / hub_folder.EVALUATION, result)
-    return result
+    return _save(folder, temperature, bias, points, fitted, half), points, fitted, validation
 
 
 def _about(folder: hub_folder.HubFolder, parts: "DatasetDict", origin: Origin) -> dict[str, Any]:
@@ -120,8 +132,8 @@ def _earlier(path: Path, again: bool) -> int:
         return 0
     if not again:
         raise Refused(
-            f"{path} has been scored on its test split before; {file.name} holds the figures. Every further look at "
-            "the test split makes it less of a test. Say --again to score it nevertheless; the count is written down."
+            f"This run has been scored on its test split before; its {file.name} holds the figures. Every further look "
+            "at it makes it less of a test. Say --again to score it nevertheless; the count is written down."
         )
     return int(earlier.get("test_scored", 1))
 

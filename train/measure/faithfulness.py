@@ -25,6 +25,7 @@ from hub_model import evidence, hub_folder, lungs
 from hub_model.check.metrics import Record, interval, mean
 from hub_model.grey import ImageRefused
 from hub_model.refused import Refused
+from hub_model.whole import changed_folder
 
 from . import plots
 from .provenance import parts_of
@@ -90,8 +91,9 @@ def faithfulness(
             "evidence": mean("share of the evidence", evidence, families[found], seed),
             "lungs": mean("share of the picture", lung, families[found], seed),
         }
-    plots.save(_draw(report), folder.path / PLOT)
-    hub_folder.write_json(folder.path / REPORT, report)
+    with changed_folder(folder.path) as new:
+        plots.save(_draw(report), new / PLOT)
+        hub_folder.write_json(new / REPORT, report)
     return report
 
 

@@ -14,6 +14,7 @@ from hub_model import Screener, hub_folder
 from hub_model.check import calibration, metrics
 from hub_model.refused import Refused
 from hub_model.series import RULES
+from hub_model.whole import changed_folder
 
 from .provenance import data_of
 
@@ -112,10 +113,14 @@ def patients(
 
 
 def _store(folder: hub_folder.HubFolder, told: dict[str, Any], result: dict[str, Any]) -> None:
-    hub_folder.write_json(folder.path / hub_folder.SCREENING, {**folder.screening, "series": told})
-    file = folder.path / hub_folder.EVALUATION
-    evaluation = hub_folder.read_json(file) if file.is_file() else {}
-    hub_folder.write_json(file, {**evaluation, "patients": result})
+    with changed_folder(folder.path) as new:
+        screening = hub_folder.read_json(new / hub_folder.SCREENING)
+        if screening.get("weights_sha256") != told["weights_sha256"]:
+            raise Refused(f"{folder.path} has got other weights meanwhile. Choose its rule again.")
+        hub_folder.write_json(new / hub_folder.SCREENING, {**screening, "series": told})
+        file = new / hub_folder.EVALUATION
+        evaluation = hub_folder.read_json(file) if file.is_file() else {}
+        hub_folder.write_json(file, {**evaluation, "patients": result})
 
 
 def _earlier(folder: hub_folder.HubFolder, again: bool) -> int:

@@ -17,7 +17,7 @@ import yaml
 from hub_model import __version__, hub_folder
 from hub_model.check.harmless import worst
 from hub_model.refused import Refused
-from hub_model.whole import whole_file
+from hub_model.whole import changed_folder, whole_file
 
 from ..measure.faithfulness import REPORT as FAITHFULNESS
 from .metadata import LICENCE, metadata, results
@@ -68,9 +68,11 @@ def card(
             is missing.
     """
     run = Path(run)
-    for name, text in render(run, dataset=dataset or _dataset(run)).items():
-        with whole_file(run / name) as new:
-            new.write_text(text, encoding="utf-8")
+    written = render(run, dataset=dataset or _dataset(run))
+    with changed_folder(run) as folder:
+        for name, text in written.items():
+            with whole_file(folder / name) as new:
+                new.write_text(text, encoding="utf-8")
     return run / README
 
 
