@@ -120,23 +120,15 @@ def score(
     """
     _check_options(engine, address, paths, out, json_lines, model, revision)
     models = scoring.Models(model, revision, backend, device, tuple(map(str, site or ())), prevalence)
+    options = scoring.Options(operating_point, heat_maps, batch_size, workers, per_slice)
     console = Console(stderr=True)
     with _progress(console) as watch:
-        common = {
-            "operating_point": operating_point,
-            "heat_maps": heat_maps,
-            "batch_size": batch_size,
-            "workers": workers,
-            "watch": watch,
-        }
         if engine == "ray":
             from . import scoring_ray
 
-            tally = scoring_ray.score(paths, models, out, address=address, **common)
+            tally = scoring_ray.score(paths, models, out, options, address=address, watch=watch)
         else:
-            tally = scoring.score(
-                paths, models.opened(), out, json_lines=json_lines, per_slice=per_slice, **common
-            )
+            tally = scoring.score(paths, models.opened(), out, options, json_lines=json_lines, watch=watch)
     console.print(scoring.told(tally), highlight=False)
     if scoring.all_refused(tally):
         raise typer.Exit(1)

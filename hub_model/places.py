@@ -38,6 +38,11 @@ class Place(NamedTuple):
     def is_local(self) -> bool:
         return isinstance(self.system, fs.LocalFileSystem)
 
+    @property
+    def full_name(self) -> str:
+        """What a process with another working folder finds it by: the whole path, or the address as it was given."""
+        return self.name if is_remote(self.name) else self.path
+
     def within(self, name: str) -> str:
         return posixpath.join(self.path, name)
 

@@ -54,6 +54,28 @@ class Models:
         return Screener(folder, self.backend, self.device, threads, site, self.prevalence)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How pictures are judged; each is a flag of ``covid-xct score``.
+
+    Attributes:
+        operating_point: a name; by default each model's first.
+        heat_maps: folder for pictures tinted by where the model looked.
+        batch_size: pictures that the network sees at once.
+        workers: threads that read the next pictures meanwhile.
+        per_slice: a row for each slice of a series or volume, not one for the whole.
+    """
+
+    operating_point: str | None = None
+    heat_maps: str | os.PathLike | None = None
+    batch_size: int = BATCH
+    workers: int = WORKERS
+    per_slice: bool = False
+
+
+DEFAULT = Options()
+
+
 @dataclass
 class Tally(Listed):
     """What a run came across.
@@ -71,13 +93,9 @@ def score(
     paths: Sequence[str | os.PathLike],
     screener: Screener | AutoScreener,
     out: str | os.PathLike | None = None,
+    options: Options = DEFAULT,
     *,
-    operating_point: str | None = None,
-    heat_maps: str | os.PathLike | None = None,
-    batch_size: int = BATCH,
-    workers: int = WORKERS,
     json_lines: bool = False,
-    per_slice: bool = False,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Judge every picture under some paths: one row for each file or CT series, none silently left out.
@@ -87,12 +105,8 @@ def score(
         screener: who judges them.
         out: file for the rows, .csv, .jsonl or .parquet; the terminal by default. Rows of an earlier, killed run stay,
             and their files are not judged again.
-        operating_point: a name; by default each model's first.
-        heat_maps: folder for pictures tinted by where the model looked.
-        batch_size: pictures that the network sees at once.
-        workers: threads that read the next pictures meanwhile.
+        options: how they are judged.
         json_lines: on the terminal, JSON lines instead of CSV.
-        per_slice: a row for each slice of a series or volume, not one for the whole.
         watch: called after every row.
 
     Returns:
@@ -103,50 +117,82 @@ def score(
             or no model has the operating point.
         OSError: the disk is full, or a place cannot be written; rows so far are kept.
     """
-    screener.screen_many([], operating_point)  # a wrong point is said before anything is made
-    tally = Tally()
-    settings = settings_of(screener, operating_point, heat_maps is not None, per_slice)
-    reader = next((one for one in getattr(screener, "screeners", (screener,)) if one.modality == "ct"), None)
-    if heat_maps is not None:
-        check_apart(paths, heat_maps, "--heat-maps")
-        Path(heat_maps).mkdir(parents=True, exist_ok=True)
+    screener.screen_many([], options.operating_point)  # a wrong point is said before anything is made
+    settings = settings_of(screener, options)
+    if options.heat_maps is not None:
+        check_apart(paths, options.heat_maps, "--heat-maps")
+        Path(options.heat_maps).mkdir(parents=True, exist_ok=True)
     with RowFile(out, settings) if out is not None else Terminal(json_lines) as rows:
-        ours = [Path(place).resolve() for place in (*rows.beside, *([heat_maps] if heat_maps else []))]
-        waiting: deque[Item] = deque()  # in the order of the findings
+        run = _Run(screener, options, rows, watch)
+        run.judge(paths)
+        if not run.tally.expected:
+            raise nothing_found(paths)
+    return run.tally
 
-        def judge(series: Volume | Unusable) -> None:
-            told = of_volume(reader, series, _point_of(reader, operating_point), batch_size, workers)
-            rows.write(row_of_series(one_line(series.name), told))
-            tally.decisions[told.decision] += 1
-            watch(tally)
 
-        def sources() -> Iterator[Any]:
-            found: Iterator[Any] = items(paths, tally, ours)
-            if reader is not None:
-                found = _apart(sorted_out(found, least=2), per_slice, tally)
-            for one in unjudged(found, rows.done, tally, rows.named):
-                if not isinstance(one, Item):
-                    judge(one)  # now, so that one volume at a time is open
-                    continue
-                waiting.append(one)
-                yield one.source
+class _Run:
+    """One call of `score`: pictures go to the models in batches, series one by one, and every answer becomes a row.
 
-        found = screener.screen_many(
-            sources(),
-            operating_point,
-            heat_maps is not None,
-            batch_size=batch_size,
-            workers=workers,
-            keep_images=heat_maps is not None,
+    Args:
+        screener, options, watch: as for `score`.
+        rows: where the rows go.
+
+    Attributes:
+        tally: what was found so far.
+    """
+
+    def __init__(
+        self,
+        screener: Screener | AutoScreener,
+        options: Options,
+        rows: RowFile | Terminal,
+        watch: Callable[[Tally], None],
+    ) -> None:
+        self.tally = Tally()
+        self._screener, self._options, self._rows, self._watch = screener, options, rows, watch
+        self._waiting: deque[Item] = deque()  # in the order of the findings
+        self._reader = next((one for one in models_of(screener) if one.modality == "ct"), None)  # of series
+
+    def judge(self, paths: Sequence[str | os.PathLike]) -> None:
+        """Write a row for everything under the paths."""
+        drawing = self._options.heat_maps is not None
+        found = self._screener.screen_many(
+            self._sources(paths),
+            self._options.operating_point,
+            drawing,
+            batch_size=self._options.batch_size,
+            workers=self._options.workers,
+            keep_images=drawing,
         )
         for finding in found:
-            item = waiting.popleft()
-            rows.write(row_of(item.name, finding, _drawn(item, finding, heat_maps)))
-            tally.decisions[finding.decision] += 1
-            watch(tally)
-        if not tally.expected:
-            raise nothing_found(paths)
-    return tally
+            item = self._waiting.popleft()
+            drawn = _drawn(item, finding, self._options.heat_maps)
+            self._write(row_of(item.name, finding, drawn), finding.decision)
+
+    def _sources(self, paths: Sequence[str | os.PathLike]) -> Iterator[Any]:
+        """Yield what `Screener.screen_many` takes; series are judged on the way."""
+        results = [*self._rows.beside, *([self._options.heat_maps] if self._options.heat_maps else [])]
+        found: Iterator[Any] = items(paths, self.tally, [Path(place).resolve() for place in results])
+        if self._reader is not None:
+            found = _apart(sorted_out(found, least=2), self._options.per_slice, self.tally)
+        for one in unjudged(found, self._rows.done, self.tally, self._rows.named):
+            if isinstance(one, Item):
+                self._waiting.append(one)
+                yield one.source
+            else:
+                self._judge_series(one)  # now, so that one volume at a time is open
+
+    def _judge_series(self, series: Volume | Unusable) -> None:
+        point = self._options.operating_point
+        if point not in self._reader.operating_points:  # it is another model's
+            point = next(iter(self._reader.operating_points))
+        told = of_volume(self._reader, series, point, self._options.batch_size, self._options.workers)
+        self._write(row_of_series(one_line(series.name), told), told.decision)
+
+    def _write(self, row: dict[str, Any], decision: str) -> None:
+        self._rows.write(row)
+        self.tally.decisions[decision] += 1
+        self._watch(self.tally)
 
 
 def check_apart(paths: Sequence[str | os.PathLike], folder: str | os.PathLike, option: str) -> None:
@@ -167,18 +213,21 @@ def nothing_found(paths: Sequence[str | os.PathLike]) -> Refused:
     )
 
 
-def settings_of(
-    screener: Screener | AutoScreener, operating_point: str | None, heat_maps: bool, per_slice: bool = False
-) -> dict[str, Any]:
+def models_of(screener: Screener | AutoScreener) -> tuple[Screener, ...]:
+    """List the models behind a screener: one, or each of those that it chooses among."""
+    return getattr(screener, "screeners", (screener,))
+
+
+def settings_of(screener: Screener | AutoScreener, options: Options) -> dict[str, Any]:
     """Collect what the rows of a run depend on."""
-    models = getattr(screener, "screeners", (screener,))
+    models = models_of(screener)
     keys = ("weights_sha256", "guard_sha256", "view", "series")
     return {
         "models": {one.modality: {key: one.screening.get(key) for key in keys} for one in models},
         "operating points": {one.modality: one.operating_points for one in models},
-        "operating point": operating_point,
-        "heat maps": heat_maps,
-        "per slice": per_slice,
+        "operating point": options.operating_point,
+        "heat maps": options.heat_maps is not None,
+        "per slice": options.per_slice,
         "sites": {one.modality: one.site and one.site.seal for one in models},
         "prevalence": next((one.prevalence for one in models), None),
     }
@@ -226,11 +275,6 @@ def _apart(
         else:
             tally.expected += 1
             yield one
-
-
-def _point_of(screener: Screener, name: str | None) -> str:
-    """Choose an operating point of the CT model: the one asked for, or its first where that is another model's."""
-    return name if name in screener.operating_points else next(iter(screener.operating_points))
 
 
 def unjudged(

@@ -30,8 +30,8 @@ from .heatmap import overlay
 from .listing import Item, Packed, Refusal, items, of_archive
 from .refused import Failed, Reason, Refused
 from .rows import check_same, locked, one_line, table
-from .scoring import Models, Tally
-from .screener import BATCH, WORKERS, Finding, ahead
+from .scoring import DEFAULT, Models, Options, Tally
+from .screener import Finding, ahead
 
 try:
     import pyarrow as pa
@@ -74,10 +74,7 @@ class Order:
     roots: tuple[str, ...]
     seen: tuple[str, ...]
     out: str
-    operating_point: str | None
-    heat_maps: str | None
-    batch_size: int
-    workers: int
+    options: Options
     size: int
 
 
@@ -109,12 +106,9 @@ def score(
     paths: Sequence[str | os.PathLike],
     models: Models,
     out: str | os.PathLike,
+    options: Options = DEFAULT,
     *,
     address: str | None = None,
-    operating_point: str | None = None,
-    heat_maps: str | os.PathLike | None = None,
-    batch_size: int = BATCH,
-    workers: int = WORKERS,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Judge every picture under some paths with all machines of a Ray cluster; the rows are those of `scoring.score`.
@@ -126,11 +120,8 @@ def score(
         models: who judges; every machine opens them itself and must find the same weights.
         out: folder for the rows, a path that all machines share or an address. Rows of an earlier run stay, and their
             pictures are not judged again.
+        options: how they are judged, always slice by slice; `workers` are threads of each actor.
         address: of a Ray cluster that this machine belongs to; by default a node is started here, for this run alone.
-        operating_point: a name; by default each model's first.
-        heat_maps: folder for pictures tinted by where the model looked.
-        batch_size: pictures that the network sees at once.
-        workers: threads of each actor that read the next pictures meanwhile.
         watch: called after every piece.
 
     Returns:
@@ -143,14 +134,13 @@ def score(
         Failed: workers keep dying, or a place stopped answering; rows so far are kept.
         OSError: a place cannot be written; rows so far are kept.
     """
-    if os.path.isdir(models.model):
-        models = replace(models, model=os.path.abspath(models.model))
-    models = replace(models, sites=tuple(map(os.path.abspath, models.sites)))
+    models, options = _absolute(models), replace(options, per_slice=True)
     screener = replace(models, device="cpu").opened(threads=1)
-    screener.screen_many([], operating_point)  # a wrong point is said before anything is made
-    settings = scoring.settings_of(screener, operating_point, heat_maps is not None, per_slice=True)
+    screener.screen_many([], options.operating_point)  # a wrong point is said before anything is made
     folder, tally = place(out), Tally()
-    results = [folder, *([place(heat_maps)] if heat_maps else [])]
+    results = [folder, *([place(options.heat_maps)] if options.heat_maps else [])]
+    options = replace(options, heat_maps=results[1].full_name if options.heat_maps else None)
+    settings = scoring.settings_of(screener, options)
     for one in results:
         _check_apart(paths, one)
     with _prepared(results, settings):
@@ -161,17 +151,11 @@ def score(
         watch(tally)
         if not names.num_rows:
             return tally
-        here = [os.path.abspath(path) for path in paths if not is_remote(path) and os.path.exists(path)]
-        here += [one.path for one in results if one.is_local]
-        here += [models.model] if os.path.isabs(models.model) else []
-        here += models.sites
         with _cluster(address):
             units = _units(models.device)
             size = min(PIECE, max(LEAST_PIECE, names.num_rows // int(SHARES * units)))
-            order = Order(
-                models, settings, tuple(map(os.fspath, paths)), tuple(here), folder.name, operating_point,
-                None if heat_maps is None else os.fspath(heat_maps), batch_size, workers, size,
-            )  # fmt: skip
+            roots, here = tuple(map(os.fspath, paths)), _seen(paths, results, models)
+            order = Order(models, settings, roots, here, folder.full_name, options, size)
             for told in _run(names, order, units):
                 if told["problem"]:
                     raise (Failed if told["failed"] else Refused)(told["problem"])
@@ -181,6 +165,20 @@ def score(
 
 
 # --- what there is to do --------------------------------------------------------------------------
+
+
+def _absolute(models: Models) -> Models:
+    """Name folders and files of this machine in full: an actor's working folder is another one."""
+    model = os.path.abspath(models.model) if os.path.isdir(models.model) else models.model
+    return replace(models, model=model, sites=tuple(map(os.path.abspath, models.sites)))
+
+
+def _seen(paths: Sequence[str | os.PathLike], results: list[Place], models: Models) -> tuple[str, ...]:
+    """List the local paths that every machine must have."""
+    pictures = [os.path.abspath(path) for path in paths if not is_remote(path) and os.path.exists(path)]
+    folders = [one.path for one in results if one.is_local]
+    model = [models.model] if os.path.isabs(models.model) else []
+    return (*pictures, *folders, *model, *models.sites)
 
 
 def _check_apart(paths: Sequence[str | os.PathLike], folder: Place) -> None:
@@ -423,16 +421,13 @@ class Judge:
                 )
         device = order.models.device.partition(":")[0]  # Ray shows each actor its own GPU alone
         self.screener = replace(order.models, device=device).opened(threads=1)
-        found = scoring.settings_of(
-            self.screener, order.operating_point, bool(order.heat_maps), per_slice=True
-        )
-        if found != order.settings:
+        if scoring.settings_of(self.screener, order.options) != order.settings:
             raise Refused(
                 f"{host} has other models than the machine that started the run. Install the same covid-xct on every "
                 "machine."
             )
         self.out = place(order.out)
-        self.heat_maps = place(order.heat_maps) if order.heat_maps else None
+        self.heat_maps = place(order.options.heat_maps) if order.options.heat_maps else None
         self.roots = {number: place(root) for number, root in enumerate(order.roots) if is_remote(root)}
 
     def __call__(self, names: "pa.Table") -> Iterator["pa.Table"]:
@@ -462,7 +457,7 @@ class Judge:
         if self.out.exists(file):  # of an actor that was lost after it had written it
             with self.out.system.open_input_file(self.out.within(file)) as stream:
                 return Counter(parquet.read_table(stream, columns=["decision"])["decision"].to_pylist())
-        order, tries = self.order, [f".{file}.try{number}" for number in range(TRIES)]
+        options, tries = self.order.options, [f".{file}.try{number}" for number in range(TRIES)]
         untried = next((name for name in tries if not self.out.exists(name)), None)
         if untried is None:
             raise Failed(
@@ -471,11 +466,11 @@ class Judge:
             )
         self.out.write(untried, b"")
         found = self.screener.screen_many(
-            ahead(self._source, entries, order.workers, 2 * order.batch_size + order.workers),
-            order.operating_point,
+            ahead(self._source, entries, options.workers, 2 * options.batch_size + options.workers),
+            options.operating_point,
             self.heat_maps is not None,
-            batch_size=order.batch_size,
-            workers=order.workers,
+            batch_size=options.batch_size,
+            workers=options.workers,
             keep_images=self.heat_maps is not None,
         )
         rows = [

@@ -74,7 +74,7 @@ def operating_points(
     """Choose three operating points on calibrated validation scores.
 
     ``sensitivity`` promises to find at least 90 of 100, as a missed COVID case is the costly error; ``specificity``
-    promises to leave at least 90 of 100 others in peace; ``balanced`` has the largest sensitivity + specificity
+    promises to call at least 90 of 100 others negative; ``balanced`` has the largest sensitivity + specificity
     (Youden's J) and promises nothing. What a promise is, `promise` says. Where the split has too few families for
     one, the threshold is the best that is right on 95 % of its pictures, and the point says that it promises nothing.
     Thresholds lie midway between neighbouring probabilities.

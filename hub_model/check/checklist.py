@@ -46,8 +46,8 @@ def _flow(told: Told) -> str:
     out = sum(data["left_out"].values()) + sum(data["skipped"].values())
     refused = sum(row["count"] for row in told["refused"]["reasons"])
     return (
-        f"{data['files']:,} files; {out:,} no labelled picture or left out; {refused:,} refused; {data['judged']:,} judged; "
-        f"{data['reckoned']:,} reckoned with, {data['covid']:,} with COVID-19 and {data['others']:,} without."
+        f"{data['files']:,} files; {out:,} without a label, no picture or left out; {refused:,} refused; {data['judged']:,} judged; "
+        f"{data['counted']:,} used for the figures, {data['covid']:,} with COVID-19 and {data['others']:,} without."
     )
 
 
@@ -84,7 +84,7 @@ def _size(told: Told) -> str:
 
 def _missing(told: Told) -> str:
     data = told["data"]
-    return f"Left out: {sum(data['skipped'].values()):,} by the collection's own word, {sum(data['left_out'].values()):,} by reading them."
+    return f"Left out: {sum(data['skipped'].values()):,} because the collection says so, {sum(data['left_out'].values()):,} after they were read."
 
 
 def _overlap(told: Told) -> str:
@@ -145,11 +145,11 @@ QUESTIONS = (
     Question("Missing and unusable data", "TRIPOD+AI 11; CLAIM 12; STARD-AI missing data", _missing, "Pictures that never reached the folder."),
     Question("Whether evaluation pictures were known to the model", "TRIPOD+AI 12a; CLAIM 19, 20; STARD-AI data partitions", _overlap),
     Question("De-identification and protection of the data", "CLAIM 11; ECLAIR legal", open="What was removed, by whom; where the data may lie."),
-    Question("Figures and how their uncertainty was reckoned", "TRIPOD+AI 12e; CLAIM 28, 29; STARD-AI analysis", _metrics),
+    Question("Figures and how their uncertainty was computed", "TRIPOD+AI 12e; CLAIM 28, 29; STARD-AI analysis", _metrics),
     Question("Performance with intervals", "TRIPOD+AI 23a; CLAIM 37, 38; STARD-AI estimates; ECLAIR performance", _performance),
     Question("Performance in groups of patients; fairness", "TRIPOD+AI 14, 23b; CLAIM 36, 37; STARD-AI fairness", _groups, "Which differences would matter, and what is done about them."),
     Question("Robustness to changes of the input", "CLAIM 30; ECLAIR performance", _robust),
-    Question("Failures looked at one by one", "CLAIM 39; STARD-AI discussion", lambda told: "The worst errors lie beside the report with heat maps.", "What a radiologist sees in them."),
+    Question("Failures looked at one by one", "CLAIM 39; STARD-AI discussion", lambda told: "The worst errors are in the folder errors beside the report, with heat maps.", "What a radiologist sees in them."),
     Question("Updating of the model for this site", "TRIPOD+AI 24; CLAIM 26", _updated),
     Question("Comparison with what was published of the model", "TRIPOD+AI 16, 25; CLAIM 33", _consistency),
     Question("Comparison with radiologists or other tests", "STARD-AI analysis; ECLAIR performance", open="Not measured here."),
@@ -159,7 +159,7 @@ QUESTIONS = (
     Question("Regulatory status", "ECLAIR regulatory", lambda told: "covid-xct is research software and no medical device anywhere.", "What your country asks of a local study."),
     Question("Ethics approval and consent", "TRIPOD+AI 17; STARD-AI other information", open="Body, number, consent or its waiver."),
     Question("Protocol and registration", "TRIPOD+AI 18c, 18d; CLAIM 34, 42; STARD-AI other information", open="Where they can be read."),
-    Question("Availability of code, model and data", "TRIPOD+AI 18e, 18f; CLAIM 43; STARD-AI other information", lambda told: "Code and weights: Apache-2.0, in the package covid-xct.", "Your data: may others have them?"),
+    Question("Availability of code, model and data", "TRIPOD+AI 18e, 18f; CLAIM 43; STARD-AI other information", lambda told: "Code: Apache-2.0, the package covid-xct. Weights: under the licence that the model's card names.", "Your data: may others have them?"),
     Question("Funding, conflicts of interest, involvement of patients and the public", "TRIPOD+AI 18a, 18b, 19; CLAIM 44; STARD-AI other information", open="Yours."),
 )  # fmt: skip
 

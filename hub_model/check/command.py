@@ -1,4 +1,4 @@
-"""``covid-xct check``: is a model any good here, how many pictures would say, and settings fitted to this place."""
+"""``covid-xct check``: is a model any good here, how many pictures tell, and settings fitted to this place."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,9 @@ def check(
     ] = None,
     model: Annotated[str, typer.Option(help="xray or ct (embedded), a hub folder, or a Hub id")] = "ct",
     out: Annotated[Path | None, typer.Option(help="folder for the report")] = None,
-    by: Annotated[list[str] | None, typer.Option(help="further column to tell figures apart by")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="a column: figures for each of its values, too")
+    ] = None,
     labels: Annotated[list[str] | None, typer.Option(help="further class name, as Normal=Non-COVID")] = None,
     changes: Annotated[
         int, typer.Option(min=0, help="pictures on which harmless changes are tried; 0 for none")
@@ -46,7 +48,8 @@ def check(
 ) -> dict[str, Any]:
     """Check a model on labelled pictures of your own, or plan such a check; writes a page and its figures.
 
-    Everything stays on this machine. The page holds no picture and no file name; the worst errors lie beside it.
+    Everything stays on this machine. The page holds no picture and no file name; the worst errors are in
+    a folder beside it.
     """
     if plan:
         return _say_plan(planning.plan(sensitivity, width, prevalence, specificity), as_json)

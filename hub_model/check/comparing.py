@@ -7,7 +7,7 @@ import numpy as np
 
 from .metrics import LEVEL, Record
 
-SURPLUS = 1000  # draws of labels by which a calibration error of chance is known
+SURPLUS = 1000  # draws of labels that show which calibration errors arise by chance
 
 
 def difference(ours: Record, theirs: Record) -> dict[str, Any]:

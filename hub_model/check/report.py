@@ -29,7 +29,7 @@ from .metrics import ECE_BINS, at_threshold, family_weights, figures, mean, reco
 
 FORMAT = 1
 FEWEST = 10
-"""Patients of each label below which nothing is reckoned: an interval over fewer says nothing."""
+"""Patients of each label below which no figure is computed: an interval over fewer says nothing."""
 FEW = 30
 """Patients of a label below which a figure carries a warning."""
 CHANGED = 40
@@ -435,7 +435,7 @@ def _data(material: Material, cases: Sequence[Case], memory: bool) -> dict[str, 
         "labelled": len(material.cases),
         "left_out": dict(Counter(case.left_out for case in material.cases if case.left_out).most_common()),
         "judged": len(counted),
-        "reckoned": len(cases),
+        "counted": len(cases),
         "covid": sum(case.label for case in cases),
         "others": sum(1 - case.label for case in cases),
         "families": len({case.family for case in cases}),

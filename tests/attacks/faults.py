@@ -131,9 +131,9 @@ class _Sizes:
 
 def run_score(ending: str) -> Callable[[Path, str], None]:
     def run(folder: Path, seed: str) -> None:
-        from hub_model.scoring import score
+        from hub_model.scoring import Options, score
 
-        score([folder / "set"], _Sizes(), folder / f"out{ending}", batch_size=2, workers=1)
+        score([folder / "set"], _Sizes(), folder / f"out{ending}", Options(batch_size=2, workers=1))
 
     return run
 

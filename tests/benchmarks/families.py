@@ -9,7 +9,7 @@ halves by a hash: the thresholds in `train/data/families.py` were set on augment
 unchanged originals of both), figures are those of the second. One exception: `SURE` was raised from 20 to 22
 when a run over the second half had merged 5 of 988 films wrongly (on the first half, where neither value merges
 any, that costs 0.6 points of recall). Every original is entered with ten augmented
-copies (`tests/augmented.py`); no patient is told.
+copies (`tests/augmented.py`); the search is not told who the patients are.
 
 - `recall`: share of the pairs of copies of one original that got one family.
 - `false_merges`: share of originals in a family with an original of another group. `RELATED` lists pictures
@@ -224,12 +224,13 @@ def text(result: dict) -> str:
     return f"""
 `python -m tests.benchmarks.families ../shared/data` enters every original of one half of the data,
 chosen by patient, with {result["copies"]} copies, each by a random chain of the steps below
-(`tests/augmented.py`); no patient is told. Thresholds were set on the other half, but one: `SURE` was raised
+(`tests/augmented.py`); the search is not told who the patients are.
+Thresholds were set on the other half, but one: `SURE` was raised
 from 20 to 22 after a first run over this half had merged 5 of the 988 films wrongly. 95 % intervals.
 
 {table(head, rows)}
 
-Copies parted from their family, by a step in their chain (a copy has several):
+Copies separated from their family, by a step in their chain (a copy has several):
 
 {table(["step", *found], steps)}
 """

@@ -58,7 +58,7 @@ def models() -> str:
         point, at = next(iter(test["at"].items()))
         figures = [interval(figure) for figure in (test["auroc"], at["sensitivity"], at["specificity"])]
         rows.append([kind, f"{test['n']} ({test['families']})", *figures])
-        sentences += [f"- {kind}: {sentence}" for sentence in worth(evaluation)]
+        sentences.append(f"- {kind}: {' '.join(worth(evaluation))}")
     measured = f"At the operating point *{point}*, on test splits; 95 % intervals resample families."
     return "\n\n".join([measured, table(head, rows), "What these figures are worth:", "\n".join(sentences)])
 
@@ -77,13 +77,13 @@ def worth(evaluation: dict) -> list[str]:
         for name, auroc in both.items():
             answer = "not shown to be better than chance" if auroc["low"] <= CHANCE else "better than chance"
             found.append(
-                f"inside {name}, the collection that holds both labels, AUROC {interval(auroc)}: {answer}. "
+                f"Inside {name}, the collection that holds both labels, AUROC {interval(auroc)}: {answer}. "
                 f"The figure over all of them counts collections too ({one_label} hold one label each)."
             )
     elif sources:
-        found.append(f"one collection, {', '.join(sources)}; how it does on another was not measured.")
+        found.append(f"One collection, {', '.join(sources)}; how it does on another was not measured.")
     if not (thumbnail := evaluation.get("audits", {}).get("thumbnail", {}).get("all")):
-        return [*found, "not audited: nothing says what else gave the labels away."]
+        return [*found, "Not audited: nothing says what else gave the labels away."]
     advantage = thumbnail["advantage"]
     answer = (
         "no better than a thumbnail, as far as shown" if advantage["low"] <= 0 else "better than a thumbnail"
@@ -130,7 +130,7 @@ def patients() -> str:
         f"{test['n']} patients of {', '.join(told['sources'])} ({test['positives']} with COVID-19), "
         f"{counts['slices']} slices judged, median {counts['median_slices']:g} a patient, at most "
         f"{counts['most_slices']}; {counts['unanswered']} further patients had no slice that could be judged. AUROC "
-        f"{interval(test['auroc'])}. The rule speaks of series of up to {told['most_slices']} judged slices."
+        f"{interval(test['auroc'])}. The rule is used for series of up to {told['most_slices']} judged slices."
     )
     return f"{said}\n\n{table(['operating point', 'threshold', 'sensitivity', 'specificity'], rows)}"
 

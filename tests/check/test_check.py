@@ -285,7 +285,7 @@ def test_training_pictures_are_said_first(tmp_path):
     for case in cases[40:]:
         case.seen = "validation" if case.label else None
     told = report.examine(material(cases, seen_known=True), model(cases, tmp_path), PLAIN)
-    assert told["data"]["reckoned"] == 140 and "do not count" in told["first"][0]
+    assert told["data"]["counted"] == 140 and "do not count" in told["first"][0]
     jsonschema.validate(told, SCHEMA)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from hub_model import Screener, rows, scoring
 from hub_model.refused import Refused
 from hub_model.rows import RowFile
+from hub_model.scoring import Options
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 PICTURE = EXAMPLES / "phantom_xray_1.png"
@@ -133,7 +134,7 @@ def archive(tmp_path) -> Path:
 def test_every_file_gets_one_row_whatever_it_is_called(archive, screener, tmp_path):
     out = tmp_path / "o.csv"
     tally = scoring.score(
-        [archive, archive / "deep", tmp_path / "gone.png"], screener, out, heat_maps=tmp_path / "h"
+        [archive, archive / "deep", tmp_path / "gone.png"], screener, out, Options(heat_maps=tmp_path / "h")
     )
     found = [(row["file"].rpartition("scans/")[2], row["decision"] == "refused") for row in read(out)]
     assert sorted(found) == sorted([
@@ -150,17 +151,17 @@ def test_every_file_gets_one_row_whatever_it_is_called(archive, screener, tmp_pa
     assert len(set(drawn)) == 8
     assert all(Image.open(tmp_path / "h" / name).mode == "RGB" for name in drawn)
     before = out.read_bytes()
-    again = scoring.score([archive, tmp_path / "gone.png"], screener, out, heat_maps=tmp_path / "h")
+    again = scoring.score([archive, tmp_path / "gone.png"], screener, out, Options(heat_maps=tmp_path / "h"))
     assert not again.decisions and again.earlier == 11 and out.read_bytes() == before
 
 
 def test_heat_maps_of_the_run_are_no_pictures(screener, tmp_path):
     shutil.copy(PICTURE, tmp_path / "a.png")
     for _ in range(2):
-        scoring.score([tmp_path], screener, tmp_path / "o.csv", heat_maps=tmp_path / "maps")
+        scoring.score([tmp_path], screener, tmp_path / "o.csv", Options(heat_maps=tmp_path / "maps"))
     assert [Path(row["file"]).name for row in read(tmp_path / "o.csv")] == ["a.png"]
     with pytest.raises(Refused, match="holds the pictures"):
-        scoring.score([tmp_path], screener, tmp_path / "p.csv", heat_maps=tmp_path)
+        scoring.score([tmp_path], screener, tmp_path / "p.csv", Options(heat_maps=tmp_path))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked for root")
@@ -183,7 +184,7 @@ def test_rows_of_the_run_are_no_pictures(screener, tmp_path):
 def test_a_full_disk_keeps_the_rows_so_far(screener, tmp_path):
     for number in range(3):
         shutil.copy(PICTURE, tmp_path / f"{number}.png")
-    out = RowFile(tmp_path / "o.csv", scoring.settings_of(screener, None, False))
+    out = RowFile(tmp_path / "o.csv", scoring.settings_of(screener, Options()))
     out.close()
     real = RowFile.write
 

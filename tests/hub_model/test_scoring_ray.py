@@ -87,8 +87,9 @@ def read(out: Path) -> list[dict]:
 
 
 def test_the_rows_are_those_of_one_machine_and_are_written_once(node, archive, expected, tmp_path):
+    drawing = scoring.Options(heat_maps=tmp_path / "heat")
     os.link(archive / "deep" / "0.png", os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
-    tally = scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat")
+    tally = scoring_ray.score([archive], MODELS, tmp_path / "out", drawing)
     os.remove(os.fsdecode(os.fsencode(archive) + b"/caf\xe9.png"))
     rows = read(tmp_path / "out")
     odd = [row for row in rows if row["file"].endswith(r"caf\xe9.png")]
@@ -101,11 +102,11 @@ def test_the_rows_are_those_of_one_machine_and_are_written_once(node, archive, e
     assert len(list((tmp_path / "out").glob("part-*"))) > 1
 
     next((tmp_path / "out").glob("part-*")).unlink()  # as if its worker had been lost with the whole run
-    again = scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat")
+    again = scoring_ray.score([archive], MODELS, tmp_path / "out", drawing)
     assert 0 < again.decisions.total() < len(expected)
     left = [row for row in told(read(tmp_path / "out"), str(archive)) if not row["file"].endswith("xe9.png")]
     assert [row["file"] for row in left] == [row["file"] for row in expected]
-    assert not scoring_ray.score([archive], MODELS, tmp_path / "out", heat_maps=tmp_path / "heat").decisions
+    assert not scoring_ray.score([archive], MODELS, tmp_path / "out", drawing).decisions
 
 
 def test_pictures_elsewhere(node, archive, expected, tmp_path):
@@ -181,8 +182,9 @@ def test_a_place_that_stops_answering_is_asked_again(tmp_path, monkeypatch):
 @pytest.fixture
 def judge(archive, tmp_path):
     """An actor in this process, and the names of a piece."""
-    settings = scoring.settings_of(MODELS.opened(threads=1), None, False, per_slice=True)
-    order = scoring_ray.Order(MODELS, settings, (), (), str(tmp_path / "out"), None, None, 2, 1, 4)
+    options = scoring.Options(batch_size=2, workers=1, per_slice=True)
+    settings = scoring.settings_of(MODELS.opened(threads=1), options)
+    order = scoring_ray.Order(MODELS, settings, (), (), str(tmp_path / "out"), options, 4)
     (tmp_path / "out").mkdir()
     entries = scoring_ray._entries([archive / "deep"], scoring.Tally(), [])
     return scoring_ray.Judge(order), next(scoring_ray._tables(entries))

@@ -129,13 +129,13 @@ def test_a_volume_gets_the_answers_of_its_slices(tmp_path):
     assert screener.screen_series(read_volume(path)) == found
     dicom_slices(tmp_path / "dicom", hounsfield(), FLIPS[0])
     for per_slice, rows in ((False, 2), (True, 9)):
-        out = tmp_path / f"{per_slice}.csv"
-        tally = scoring.score([tmp_path / "a.nii.gz", tmp_path / "dicom"], screener, out, per_slice=per_slice)
+        out, options = tmp_path / f"{per_slice}.csv", scoring.Options(per_slice=per_slice)
+        tally = scoring.score([tmp_path / "a.nii.gz", tmp_path / "dicom"], screener, out, options)
         assert tally.decisions.total() == tally.expected == rows
         with open(out, newline="") as stream:
             told = {row["file"]: row for row in csv.DictReader(stream)}
         assert len(told) == rows
-        again = scoring.score([tmp_path / "a.nii.gz", tmp_path / "dicom"], screener, out, per_slice=per_slice)
+        again = scoring.score([tmp_path / "a.nii.gz", tmp_path / "dicom"], screener, out, options)
         assert again.earlier == rows and not again.decisions
     assert told[f"{path.as_posix()}#0001"]["decision"] == single.decision
     assert told[f"{path.as_posix()}#0002"]["codes"] == "blank"

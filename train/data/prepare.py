@@ -67,7 +67,7 @@ def prepare(
     jobs: Annotated[int | None, typer.Option(help="processes; by default one per core")] = None,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="needed for a random split")] = False,
     max_unreadable: Annotated[
-        float, typer.Option(help="share of unreadable files to put up with")
+        float, typer.Option(help="share of unreadable files that is accepted")
     ] = MAX_UNREADABLE,
     zip_limit: Annotated[int, typer.Option(help="bytes that an archive may unpack to")] = ZIP_LIMIT,
     keep_names: Annotated[
@@ -93,13 +93,8 @@ def prepare(
         LeakError: the split would leak.
     """
     out = Path(out).expanduser()
-    settings = {
-        "split": split,
-        "seed": seed,
-        "ratios": list(ratios),
-        "families": families,
-        "long_side": long_side,
-    }
+    settings = {"split": split, "seed": seed, "ratios": list(ratios), "families": families}
+    settings["long_side"] = long_side
     _check(settings, allow_leak)
     rows = _ordered(unfolded(open_sources(sources, modality, labels, zip_limit), every))
     _check_classes([row for row in rows if row.skipped is None])
@@ -109,8 +104,7 @@ def prepare(
         _drop(_unfinished(out))  # of a process that was killed after its last step
         _say(f"{out}: was prepared before from the same files")
         return out
-    kept = f" The finished work in {out.name}.partial is not redone."
-    with explain_write_errors(out, kept):
+    with explain_write_errors(out, f" The finished work in {out.name}.partial is not redone."):
         entries = _prepare(rows, out, settings, jobs, max_unreadable)
     _tell(out, entries, split)
     return out
@@ -236,7 +230,7 @@ def _stop_if_unreadable(entries: Sequence[Entry], limit: float, partial: Path) -
     raise DataRefused(
         f"{len(bad)} of {len(entries)} pictures cannot be read, more than {limit:.0%}:"
         f" {shown}{f'; and more, all listed in {listing}' if len(bad) > LISTED else ''}. Repair or remove"
-        " them and run again, or put up with more (--max-unreadable)."
+        " them and run again, or accept more (--max-unreadable)."
     )
 
 

@@ -81,12 +81,9 @@ def patients(
     for name in ("validation", "test"):
         _check(found[name], name)
     both = _joined(found["train"], found["validation"])
-    compared = {
-        "train and validation": compare(both, seed),
-        "validation": compare(found["validation"], seed),
-    }
-    rule = chosen(compared["train and validation"])
     validation, test = found["validation"], found["test"]
+    compared = {"train and validation": compare(both, seed), "validation": compare(validation, seed)}
+    rule = chosen(compared["train and validation"])
     values = np.clip(validation.by(rule), 1e-6, 1 - 1e-6)
     points = calibration.operating_points(logit(values), validation.labels, validation.names, seed)
     thresholds = {name: point["threshold"] for name, point in points.items()}
