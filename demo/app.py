@@ -34,7 +34,7 @@ from gate import LOOPBACK, Gate, fetch_nothing
 from gradio.i18n import I18nData
 from gradio.utils import get_upload_folder
 from intake import MAX_PICTURES, MAX_SLICES
-from listeners import take_turns
+from listeners import begin_quickly, take_turns
 from page import Page
 from quiet import keep_quiet
 from starlette.middleware import Middleware
@@ -211,6 +211,7 @@ def options(demo: gr.Blocks, host: str = "127.0.0.1") -> dict[str, Any]:
     # whose word uvicorn takes for where a request comes from; its own default is whoever is on this computer
     os.environ["FORWARDED_ALLOW_IPS"] = os.environ.get(PROXY) or ("*" if in_space else "")
     fetch_nothing()
+    begin_quickly()
     demo.uploads = uploads.Uploads(
         Path(get_upload_folder()), KEPT_MINUTES * 60 - SWEEP_SECONDS, SWEEP_SECONDS, demo.temp_file_sets
     )

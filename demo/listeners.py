@@ -1,4 +1,4 @@
-"""Who still waits for an answer: work for callers that have gone ends, and visitors take turns.
+"""Who still waits for an answer: work for callers that have gone ends, visitors take turns, and visits begin quickly.
 
 Gradio ends what is queued or yields when the stream of answers closes. Work that only returns a value goes on, and so
 does all work whose answer nobody came for; and it takes requests in the order in which they came, whoever sent them.
@@ -10,8 +10,11 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+from gradio import state_holder
+from gradio.state_holder import SessionState
 from starlette.types import Message, Receive, Scope
 
 PATIENCE = 30
@@ -149,3 +152,16 @@ def take_turns(queue: Any) -> None:
         return first_come()
 
     queue.get_events = fair
+
+
+def begin_quickly() -> None:
+    """Keep Gradio from describing every field of the page at the start of each visit; a call by a program is one, too.
+
+    The description is for links to a page that is filled in, which are not offered here (`gate.ROUTES`). It takes
+    longer than some networks, and memory for each visit that is remembered. Fields are described when they change.
+    """
+    state_holder.SessionState = _brief_visit
+
+
+def _brief_visit(blocks: Any) -> SessionState:
+    return SessionState(SimpleNamespace(default_config=blocks.default_config, blocks={}))

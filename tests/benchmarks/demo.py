@@ -54,19 +54,23 @@ def answer(url: str, content: bytes, kind: str) -> float:
     return time.perf_counter() - before
 
 
-def latency(server: Server, kind: str, clients: int, requests: int) -> dict:
-    """Percentiles in milliseconds, and answers a second, for so many clients at once."""
+def timed(server: Server, kind: str, clients: int, requests: int) -> tuple[list[float], float]:
+    """Seconds of each answer, and of all together, for so many clients at once."""
     content, before = picture(kind), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         took = list(pool.map(lambda _: answer(server.url, content, kind), range(requests)))
-    wall = time.perf_counter() - before
+    return took, time.perf_counter() - before
+
+
+def latency(kind: str, clients: int, took: list[float], wall: float) -> dict:
+    """Percentiles in milliseconds, and answers a second, of what `timed` measured."""
     return {
         "kind": kind,
         "clients": clients,
-        "n": requests,
+        "n": len(took),
         "p50_ms": round(statistics.median(took) * 1e3),
         "p95_ms": round(statistics.quantiles(took, n=20)[-1] * 1e3),
-        "per_second": round(requests / wall, 2),
+        "per_second": round(len(took) / wall, 2),
     }
 
 
@@ -92,8 +96,8 @@ def measure(server: Server, requests: int, uploads: int, load: float) -> dict:
     }
     for kind in KINDS:
         answer(server.url, picture(kind), kind)  # warm
-    result["latency"] = [latency(server, "xray", clients, requests) for clients in CLIENTS]
-    result["latency"] += [latency(server, kind, 1, requests) for kind in KINDS[1:]]
+    asked = [("xray", clients) for clients in CLIENTS] + [(kind, 1) for kind in KINDS[1:]]
+    result["latency"] = [latency(*one, *timed(server, *one, requests)) for one in asked]
     result["memory"] = memory(server, uploads)
     result["left_behind"] = len(server.uploaded())
     return result

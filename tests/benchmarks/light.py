@@ -8,7 +8,7 @@ Sections, all by default, each written to docs/measured/light.json when it is do
 - start: the first answer of the command line, and the memory of its process;
 - score: pictures a second on real pictures of both kinds, DICOM and 16 bits among them, beside what it is held against:
   the networks' own time in ONNX Runtime with all cores, and transformers' `pipeline` in batches;
-- page: answers of the web page (`tests.benchmarks.demo`);
+- page: answers of the web page, heat map included, as `tests.benchmarks.demo` asks for them;
 - growth: time and memory with ever more pictures; kills.csv and its kin: killed again and again; ray: two nodes, one of
   them killed. These are about reading and writing, so an untrained network of 96 pixels judges there.
 
@@ -36,21 +36,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from hub_model.rows import FORMATS
 from tests.benchmarks import demo
 from tests.benchmarks.measured import FOLDER, environment, table, write
-from tests.served import served
+from tests.served import Server, served
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "demo" / "examples" / "phantom_ct_1.png"
-STARTS, BATCH, KILLS = 3, 8, 20
+STARTS, BATCH, KILLS, TURNS = 3, 8, 20, 3
+ANSWERS = (("xray", 1, 10), ("ct", 1, 10), ("detect", 1, 10), ("xray", 4, 16), ("xray", 16, 32))
+"""Of the page, in one turn: kind, clients at once, answers."""
 GROWTH = (1_000, 10_000, 100_000)
 FILMS = 10_000_000
 FILM_COPIES = 60
 FILM_MB, STORE_MB_S = 15, 1000
 """On paper: the size of a film, and what a store gives a cluster in a second."""
+INSTALLED = 6
+"""Rows of the table that tell of installing; they come first."""
 PIPELINE = """
 import sys
 from pathlib import Path
@@ -345,14 +350,30 @@ def score(chosen: argparse.Namespace, scratch: Path) -> dict:
 
 
 def page(chosen: argparse.Namespace, scratch: Path) -> dict:
-    """Answers of the web page, by its own benchmark of each version."""
-    found = {}
-    with older(chosen.old) as old:
-        for name, checkout in (("old", old), ("new", ROOT)):
-            out = scratch / name
-            ask = ["-m", "tests.benchmarks.demo", "--requests", "30", "--uploads", "40", "--out", out]
-            run(checkout, ask)
-            found[name] = json.loads((out / "demo.json").read_text("utf-8"))
+    """Answers of the web page of each version, heat map included; both run at once and are asked in turns."""
+    servers: dict[str, Server] = {}
+    found: dict[str, dict] = {"old": {}, "new": {}}
+    took: dict[tuple, tuple[list[float], list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        checkouts = {"old": stack.enter_context(older(chosen.old)), "new": ROOT}
+        for name, checkout in checkouts.items():
+            (scratch / name).mkdir()
+            server = served(scratch / name, checkout=checkout, PYTHONPATH=str(checkout))
+            servers[name] = stack.enter_context(server)
+            first = demo.answer(servers[name].url, demo.picture("xray"), "xray")
+            found[name]["first_answer_s"] = servers[name].started + first
+            for kind, _, _ in ANSWERS:
+                demo.answer(servers[name].url, demo.picture(kind), kind)  # warm
+        for _, (name, server), one in itertools.product(range(TURNS), servers.items(), ANSWERS):
+            answers, wall = demo.timed(server, *one)
+            all_answers, walls = took.setdefault((name, *one[:2]), ([], []))
+            all_answers += answers
+            walls.append(wall)
+        for name, server in servers.items():
+            rows = [(kind, clients, *took[name, kind, clients]) for kind, clients, _ in ANSWERS]
+            found[name]["latency"] = [demo.latency(*row, sum(walls)) for *row, walls in rows]
+            found[name]["mb"] = psutil.Process(server.process.pid).memory_info().rss / 2**20
+            found[name]["answers"] = sum(len(row[2]) for row in rows)
     return found
 
 
@@ -531,8 +552,12 @@ def _beside(result: dict) -> list[list[str]]:
             found.append((f"{label}: p50, ms", a["p50_ms"], b["p50_ms"], 0))
             if b["clients"] > 1:
                 found.append((f"{label}: answers a second", a["per_second"], b["per_second"], 1))
-        found.append(("memory of the page, MB", old["memory"][-1]["mb"], new["memory"][-1]["mb"], 0))
-    return [[label, f"{a:,.{d}f}", f"{b:,.{d}f}", f"{b / a:.2f}"] for label, a, b, d in found]
+        found.append((f"memory of the page after {new['answers']} answers, MB", old["mb"], new["mb"], 0))
+    rows = [[label, f"{a:,.{d}f}", f"{b:,.{d}f}", f"{b / a:.2f}"] for label, a, b, d in found]
+    if result.get("install", {}).get("old, page", {}).get("ended"):
+        for row in rows[:INSTALLED]:
+            row[1], row[3] = f"more than {row[1]}", f"less than {row[3]}"
+    return rows
 
 
 def _score_words(one: dict) -> str:
