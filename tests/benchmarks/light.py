@@ -47,7 +47,7 @@ from tests.served import Server, served
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "demo" / "examples" / "phantom_ct_1.png"
 STARTS, BATCH, KILLS, TURNS = 3, 8, 20, 3
-ANSWERS = (("xray", 1, 10), ("ct", 1, 10), ("detect", 1, 10), ("xray", 4, 16), ("xray", 16, 32))
+ANSWERS = (("xray", 1, 8), ("ct", 1, 8), ("detect", 1, 8), ("xray", 16, 32))
 """Of the page, in one turn: kind, clients at once, answers."""
 GROWTH = (1_000, 10_000, 100_000)
 FILMS = 10_000_000
@@ -353,7 +353,7 @@ def page(chosen: argparse.Namespace, scratch: Path) -> dict:
     """Answers of the web page of each version, heat map included; both run at once and are asked in turns."""
     servers: dict[str, Server] = {}
     found: dict[str, dict] = {"old": {}, "new": {}}
-    took: dict[tuple, tuple[list[float], list[float]]] = {}
+    took: dict[tuple, tuple[list[float], list[float], list[float]]] = {}
     with contextlib.ExitStack() as stack:
         checkouts = {"old": stack.enter_context(older(chosen.old)), "new": ROOT}
         for name, checkout in checkouts.items():
@@ -364,17 +364,28 @@ def page(chosen: argparse.Namespace, scratch: Path) -> dict:
             found[name]["first_answer_s"] = servers[name].started + first
             for kind, _, _ in ANSWERS:
                 demo.answer(servers[name].url, demo.picture(kind), kind)  # warm
-        for _, (name, server), one in itertools.product(range(TURNS), servers.items(), ANSWERS):
+        for _, (name, server), one in itertools.product(range(chosen.turns), servers.items(), ANSWERS):
+            all_answers, walls, computing = took.setdefault((name, *one[:2]), ([], [], []))
+            before = _computed(server)
             answers, wall = demo.timed(server, *one)
-            all_answers, walls = took.setdefault((name, *one[:2]), ([], []))
             all_answers += answers
             walls.append(wall)
+            computing.append(_computed(server) - before)
         for name, server in servers.items():
             rows = [(kind, clients, *took[name, kind, clients]) for kind, clients, _ in ANSWERS]
-            found[name]["latency"] = [demo.latency(*row, sum(walls)) for *row, walls in rows]
+            found[name]["latency"] = [
+                {**demo.latency(*row, sum(walls)), "computing_ms": 1e3 * sum(computing) / len(row[2])}
+                for *row, walls, computing in rows
+            ]
             found[name]["mb"] = psutil.Process(server.process.pid).memory_info().rss / 2**20
             found[name]["answers"] = sum(len(row[2]) for row in rows)
     return found
+
+
+def _computed(server: Server) -> float:
+    """Seconds of a processor that the server has used so far."""
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
 
 
 def growth(chosen: argparse.Namespace, scratch: Path) -> dict:
@@ -481,6 +492,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; by default all")
     parser.add_argument("--old", default="cf14cc7", help="commit to compare with")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of the two pages")
     parser.add_argument("--most", type=int, default=600, help="seconds after which an installation is ended")
     parser.add_argument("--count", type=int, default=500, help="real pictures to score")
     parser.add_argument(
@@ -550,6 +562,8 @@ def _beside(result: dict) -> list[list[str]]:
         for a, b in zip(old["latency"], new["latency"], strict=True):
             label = f"page, {words[b['kind']]}, {b['clients']} at once"
             found.append((f"{label}: p50, ms", a["p50_ms"], b["p50_ms"], 0))
+            key = "computing_ms"
+            found.append((f"{label}: processor time of an answer, ms", a[key], b[key], 0))
             if b["clients"] > 1:
                 found.append((f"{label}: answers a second", a["per_second"], b["per_second"], 1))
         found.append((f"memory of the page after {new['answers']} answers, MB", old["mb"], new["mb"], 0))
