@@ -10,7 +10,9 @@ from tests.served import ROOT
 
 sys.path.insert(0, str(ROOT / "demo"))  # as Python does for `python demo/app.py`
 
+import gradio as gr
 import listeners
+from gradio import state_holder
 from listeners import CALLER, Caller, HungUp, Listeners, gone, take_turns
 
 
@@ -148,3 +150,17 @@ def test_what_nobody_waits_for_leaves_the_queue(clock):
 
 def test_a_request_that_passed_no_gate_is_never_given_up():
     assert not gone({}, "visit") and not gone({}, None)
+
+
+def test_a_visit_describes_no_field_before_it_changes(monkeypatch):
+    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # put back afterwards
+    with gr.Blocks() as demo:
+        field, other = gr.HTML("before"), gr.State(3)
+    listeners.begin_quickly()
+    holder = state_holder.StateHolder()
+    holder.set_blocks(demo)
+    visit = holder["visit"]
+    assert visit.config_values == {} and visit[other._id] == 3
+    visit._update_value_in_config(field._id, "after")
+    assert [one["props"]["value"] for one in visit.components] == ["after"]
+    assert holder["visit"] is visit
