@@ -25,6 +25,7 @@ SEEN = "seen.safetensors"
 FORMAT = 1
 
 MAX_JSON = 16 << 20  # bytes; evaluation.json of the embedded models has 50 kB
+DEPTH, DIGITS = 100, 300  # lists and objects in each other, digits of a whole number
 MAX_FILE = 4 << 30  # bytes of weights
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 SIDES = (32, 1024)  # pixels a side that a network may ask for
@@ -63,21 +64,46 @@ def member(folder: Path, name: str) -> Path:
     return path
 
 
+def loads(text: str) -> Any:
+    """Read JSON that a stranger may have written: no NaN, no infinity, nothing that other JSON could not hold.
+
+    Raises:
+        ValueError: no JSON, a number that no float64 holds, or lists and objects in more than `DEPTH` others.
+    """
+
+    def no_number(word: str) -> None:
+        raise ValueError(f"it holds {word[:20]}, which is no number")
+
+    def real(word: str) -> float:
+        return value if math.isfinite(value := float(word)) else no_number(word)
+
+    def whole(word: str) -> int:
+        return int(word) if len(word) <= DIGITS else no_number(word)
+
+    try:
+        content = json.loads(text, parse_constant=no_number, parse_float=real, parse_int=whole)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [content]
+    for _ in range(DEPTH):
+        nested = [one for one in level if isinstance(one, dict | list)]
+        level = [value for one in nested for value in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return content
+    raise ValueError("it is nested too deeply")
+
+
 def read_json(path: Path) -> dict:
-    """Read a JSON object without NaN or infinity.
+    """Read a JSON object; see `loads`.
 
     Raises:
         FolderRefused: missing, too large, no JSON, or not an object.
     """
-
-    def no_number(word: str) -> None:
-        raise ValueError(f"it holds {word}, which is no number")
-
     path = member(path.parent, path.name)
     try:
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_number)
+        content = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FolderRefused(
             f"{path.parent} has no {path.name}. A hub folder holds at least {CONFIG}, {WEIGHTS} and {SCREENING}; "
@@ -85,8 +111,6 @@ def read_json(path: Path) -> dict:
         ) from None
     except (OSError, ValueError) as error:
         raise FolderRefused(f"{path} cannot be read: {error}. Fetch or train the model again.") from error
-    except RecursionError:
-        raise FolderRefused(f"{path} cannot be read: it is nested too deeply. Fetch it again.") from None
     if not isinstance(content, dict):
         raise FolderRefused(
             f"{path} holds a {type(content).__name__}, not an object. Fetch or train the model again."

@@ -24,6 +24,7 @@ from .layout import (
     Each,
     an_object,
     is_number,
+    loads,
     number,
     one_of,
     problem,
@@ -159,16 +160,13 @@ def read_site(path: str | os.PathLike) -> Site:
 
 
 def _contents(path: Path) -> dict[str, Any]:
-    def no_number(word: str) -> None:
-        raise ValueError(f"it holds {word}, which is no number")
-
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_number)
+        content = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SiteRefused(f"There is no file {path} with local settings. {ADAPT}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SiteRefused(f"{path} cannot be read as local settings ({error}). {ADAPT}") from error
     if not isinstance(content, dict):
         raise SiteRefused(f"{path} holds no object; it is no file of local settings. {ADAPT}")

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.attacks import bombs, faults, mutants, server
+from hub_model.images import read_image
+from tests.attacks import bombs, faults, inputs, mutants, server
 
 QUICK = ("two thousand million frames", "JPEG-LS cut short", "PNG of 100,000 x 100,000")
 
@@ -18,10 +19,22 @@ def test_a_mutant_is_a_function_of_its_number():
     assert names == set(mutants.seeds()) and len(names) > 20
 
 
+@pytest.mark.parametrize("name", mutants.STREAMS)
+def test_streams_are_good_before_they_are_broken(name, tmp_path):
+    (tmp_path / "a.dcm").write_bytes(mutants.wrapped(name, mutants.seeds()[name]))
+    assert read_image(tmp_path / "a.dcm").size == (128, 128)
+
+
 def test_broken_files_are_read_or_refused_in_silence(tmp_path):
     found = mutants.attack(range(400), tmp_path)
     assert not found["wrong"]
     assert found["outcomes"]["refused"] > 100 < found["count"] == 400
+
+
+@pytest.mark.slow
+def test_broken_settings_folders_tables_and_data_are_read_or_refused(tmp_path):
+    found = inputs.attack(range(63), tmp_path)
+    assert not found["wrong"] and found["count"] == 63 > found["outcomes"]["refused"] > 30
 
 
 def test_the_worker_tells_what_goes_wrong(tmp_path, monkeypatch):

@@ -212,7 +212,7 @@ def _lines(table: File, finder: _Finder) -> Iterator[dict[str, str]]:
             yield entry
     except DataRefused:
         raise
-    except (ValueError, OSError, csv.Error, AttributeError) as error:
+    except (ValueError, OSError, csv.Error, AttributeError, RecursionError, NotImplementedError) as error:
         raise DataRefused(
             f"{table.path}: not a readable table ({error}). Accepted are CSV with a header line (UTF-8), one"
             " JSON object per line, or parquet."

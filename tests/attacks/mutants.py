@@ -44,10 +44,39 @@ PICTURES = {
 REAL = ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
         "JPGExtended.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm")  # fmt: skip
 
+STREAMS = {
+    "JPEG 2000 stream": "1.2.840.10008.1.2.4.90",
+    "layered JPEG 2000 stream": "1.2.840.10008.1.2.4.91",
+    "HTJ2K stream": "1.2.840.10008.1.2.4.201",
+    "tiled HTJ2K stream": "1.2.840.10008.1.2.4.203",
+    "JPEG-LS stream": "1.2.840.10008.1.2.4.80",
+    "lossless JPEG stream": "1.2.840.10008.1.2.4.70",
+}
+"""Transfer syntaxes of streams that are broken alone: the DICOM file around them is whole."""
+
+
+def streams() -> dict[str, bytes]:
+    """One good stream for each of `STREAMS`, all of one picture."""
+    import imagecodecs
+
+    from tests.bombs import FILM
+
+    return {
+        "JPEG 2000 stream": imagecodecs.jpeg2k_encode(FILM, codecformat="j2k", bitspersample=12, level=0),
+        "layered JPEG 2000 stream": imagecodecs.jpeg2k_encode(
+            FILM, codecformat="j2k", bitspersample=12, level=45, resolutions=3, reversible=False
+        ),
+        "HTJ2K stream": imagecodecs.htj2k_encode(FILM, reversible=True),
+        "tiled HTJ2K stream": imagecodecs.htj2k_encode(FILM, tile=(64, 64), resolutions=3, tlm=True),
+        "JPEG-LS stream": imagecodecs.jpegls_encode(FILM),
+        "lossless JPEG stream": imagecodecs.ljpeg_encode(FILM, bitspersample=12),
+    }
+
 
 @cache
 def seeds() -> dict[str, bytes]:
-    """One good file of every format, by name."""
+    """One good file, or stream of `STREAMS`, of every format, by name."""
+    import imagecodecs
     from pydicom.data import get_testdata_file
 
     from tests.bad_files import grey_picture, write_dicom
@@ -82,7 +111,8 @@ def seeds() -> dict[str, bytes]:
         archive.writestr("Non-COVID/b.dcm", found["dicom"])
         archive.writestr("site.json", json.dumps({"site": "CANARY", "modality": "ct"}))
     found["zip"] = stream.getvalue()
-    return found
+    found["jp2"] = imagecodecs.jpeg2k_encode(deep, codecformat="jp2", level=0)
+    return found | streams()
 
 
 def mutant(number: int) -> tuple[str, bytes]:
@@ -121,7 +151,18 @@ def mutant(number: int) -> tuple[str, bytes]:
             data[place : place + length] = other[start : start + length]
         if not data:
             data = bytearray(b"\0")
-    return name, bytes(data)
+    return name, wrapped(name, bytes(data))
+
+
+def wrapped(name: str, stream: bytes) -> bytes:
+    """Put a stream of `STREAMS` into a whole DICOM file; other formats are files already."""
+    from tests.bombs import compressed
+
+    if name not in STREAMS:
+        return stream
+    with tempfile.TemporaryDirectory() as scratch:
+        path = compressed(Path(scratch) / "a.dcm", STREAMS[name], stream, PatientName="CANARY^Patient")
+        return path.read_bytes()
 
 
 class Worker:

@@ -1,8 +1,10 @@
 """Attack the product as strangers and failing machines would, count what holds, and fail on anything that does not.
 
     python -m tests.benchmarks.campaign [SECTION ...] [--mutants 20000] [--uploads 1000] [--kills 20] [--first 0]
+                                                    [--verbs NAME ...]
 
-Sections: mutants, bombs, folders, http, kills, troubles; all by default. Everything is a function of numbers, so a
+Sections: mutants, inputs, bombs, folders, http, kills, troubles; all by default. --verbs names some of those that are
+killed; others keep their earlier figures. Everything is a function of numbers, so a
 finding can be had again (--first N --mutants 1). Writes docs/measured/security.json and security.md, which
 `python -m tests.benchmarks.readme` renders into SECURITY.md; a section that was not run keeps its earlier figures.
 """
@@ -23,7 +25,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-from tests.attacks import bombs, faults, mutants, server
+from tests.attacks import bombs, faults, inputs, mutants, server
 from tests.benchmarks.measured import FOLDER, environment, table, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,11 @@ VERSIONS = (
 def attack_mutants(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """Broken files of every accepted format."""
     return mutants.attack(range(chosen.first, chosen.first + chosen.mutants), folder)
+
+
+def attack_inputs(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Broken JSON of hub folders and sites, broken tables of a check, broken prepared data: a tenth of the mutants."""
+    return inputs.attack(range(chosen.first, chosen.first + chosen.mutants // 10), folder)
 
 
 def attack_bombs(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def attack_http(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 def attack_kills(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """Verbs and `score` killed at random times."""
     found = {}
-    for name in faults.VERBS:
+    for name in chosen.verbs or faults.VERBS:
         place = folder / name.replace(" ", "_")
         place.mkdir()
         found[name] = faults.kills(name, chosen.kills, place, chosen.first)
@@ -112,17 +119,18 @@ def attack_kills(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def attack_troubles(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """Full disks, closed folders, two processes at once."""
-    wrong = []
-    for name in faults.VERBS:
+    found = {}
+    for name in chosen.verbs or faults.VERBS:
         place = folder / name.replace(" ", "_")
         place.mkdir()
-        wrong += faults.troubles(name, place)
+        found[name] = {"wrong": faults.troubles(name, place)}
         shutil.rmtree(place)
-    return {"verbs": len(faults.VERBS), "wrong": wrong}
+    return {"verbs": found, "wrong": [text for told in found.values() for text in told["wrong"]]}
 
 
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "mutants": attack_mutants,
+    "inputs": attack_inputs,
     "bombs": attack_bombs,
     "folders": attack_folders,
     "http": attack_http,
@@ -155,6 +163,10 @@ def told(result: dict[str, Any]) -> str:
         rows.append([f"broken files of {found['formats']} formats", f"{found['count']:,}",
                      f"{outcomes}; slowest {found['slowest_s']:.1f} s, at most {found['peak_mb']:,.0f} MB",
                      found])  # fmt: skip
+    if found := sections.get("inputs"):
+        outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(found["outcomes"].items()))
+        rows.append([f"broken settings, hub folders, tables and prepared data ({found['kinds']} kinds of files)",
+                     f"{found['count']:,}", f"{outcomes}; slowest {found['slowest_s']:.1f} s", found])  # fmt: skip
     if found := sections.get("bombs"):
         seconds = max(one["seconds"] for one in found["bombs"].values())
         memory = max(one["mb"] for one in found["bombs"].values())
@@ -171,13 +183,14 @@ def told(result: dict[str, Any]) -> str:
         rows.append(["batches of one greedy visitor", "110",
                      f"another visitor had his answers after {found['waited_s']:.0f} s", found])  # fmt: skip
     if found := sections.get("kills"):
-        for name, one in found["verbs"].items():
+        for name in (name for name in faults.VERBS if name in found["verbs"]):
+            one = found["verbs"][name]
             states = ", ".join(f"{count} {state}" for state, count in sorted(one["states"].items()))
             rows.append(
                 [f"kills of {name}", str(one["kills"]), f"afterwards {states}; run again: whole", one]
             )
     if found := sections.get("troubles"):
-        rows.append(["full disks, closed folders and two processes at once, by verb", str(found["verbs"]),
+        rows.append(["full disks, closed folders and two processes at once, by verb", str(len(found["verbs"])),
                      "whole or nothing, and said", found])  # fmt: skip
     lines = [
         [*row[:3], "holds" if not row[3]["wrong"] else f"**{len(row[3]['wrong'])} do not hold**"]
@@ -197,12 +210,19 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first mutant, and seed of the kills"
     )
+    parser.add_argument(
+        "--verbs", nargs="+", choices=list(faults.VERBS), metavar="VERB", help="to kill and trouble"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:  # data opened meanwhile leave nothing in the user's cache
         os.environ["HF_DATASETS_CACHE"] = cache
         found = run(chosen.sections or list(SECTIONS), chosen)
     earlier = FOLDER / "security.json"
     known = json.loads(earlier.read_text("utf-8"))["sections"] if earlier.is_file() else {}
+    for name in {"kills", "troubles"} & found.keys() & known.keys():
+        verbs = {verb: told for verb, told in known[name]["verbs"].items() if verb in faults.VERBS}
+        verbs |= found[name]["verbs"]
+        found[name] |= {"verbs": verbs, "wrong": [text for told in verbs.values() for text in told["wrong"]]}
     result = {"environment": environment(*VERSIONS), "sections": {**known, **found}}
     write("security", result, told(result))
     sys.exit(any(one["wrong"] for one in found.values()))

@@ -379,7 +379,8 @@ def test_a_site_file_edited_by_hand_is_refused(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(SiteRefused, match="changed after it was written"):
         read_site(path)
-    for text in ("[1]", "{", '{"temperature": NaN}', "[" * 100_000):
+    far = ('{"format": %s}' % (400 * "9"), '{"figures": {"a": 1e999}}', 500 * '{"a":' + "1" + 500 * "}")
+    for text in ("[1]", "{", '{"temperature": NaN}', "[" * 100_000, *far):
         path.write_text(text)
         with pytest.raises(SiteRefused):
             read_site(path)

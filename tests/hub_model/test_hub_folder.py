@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hub_model import LABELS, FolderRefused, hub_folder
+from hub_model import LABELS, FolderRefused, hub_folder, layout
 from tests.bad_files import files_of_at_most
 from tests.bad_folders import ARCHITECTURE, DAMAGES, GUARD, LIMITS, SCREENING, network, save
 from tests.conftest import ROOT
@@ -136,3 +136,17 @@ def test_a_damaged_folder_is_refused_in_words(folder, name):
     with pytest.raises(FolderRefused, match=words) as refusal:
         hub_folder.open_folder(folder).model  # noqa: B018 - builds the network
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "1e999", "-1e999", 400 * "9", 101 * "[" + 101 * "]", 100_000 * "[", "{", ""]
+)
+def test_json_that_other_json_could_not_hold_is_refused(text):
+    with pytest.raises(ValueError):
+        layout.loads(text)
+
+
+def test_json_within_its_limits_is_read():
+    deep = 99 * "[" + 99 * "]"
+    assert layout.loads(f'[[1, 2.5, -1e308, "NaN"], {deep}]')[0] == [1, 2.5, -1e308, "NaN"]
+    assert layout.loads(300 * "9") == int(300 * "9")

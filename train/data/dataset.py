@@ -1,7 +1,6 @@
 """The door to training data: any collection, or a prepared folder, as a `datasets.DatasetDict`."""
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from filelock import FileLock
 from hub_model.check.files import DataRefused
 from hub_model.check.sources import open_sources
 from hub_model.hub_folder import MODALITIES
+from hub_model.layout import loads, number, one_of, problem, text, three
 
 from . import split as split_code
 from .grouping import code_hash
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 USUAL = {"split": "family", "seed": 0, "families": "found", "ratios": list(RATIOS), "long_side": None}
 """What raw pictures are prepared with where nothing is asked for."""
+
+
+SPLIT_RULES = {
+    "format": one_of(FORMAT),
+    **dict.fromkeys(("split", "families", "hash"), text),
+    "seed": number(),
+    "leaking": one_of(False, LEAKING),
+    "ratios": three(0, 1),
+    "long_side?": number(1),
+}
+"""What `verify` asks of split.json before it compares anything, as `hub_model.layout.problem` reads it."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +168,45 @@ def verify(folder: Path) -> dict:
         DataRefused: changed after it was written, or written by another version.
         LeakError: a family, or a picture, is in two splits; but not for a folder that is marked as leaking.
     """
-    told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
-    if told.get("format") != FORMAT:
+    told = read_told(folder / SPLIT_FILE)
+    if found := problem(told, SPLIT_RULES):
         raise DataRefused(
-            f"{folder}: format {told.get('format')!r}; this version reads {FORMAT}. Prepare it again."
+            f"{folder / SPLIT_FILE} has {found}, by this version of covid-xct. Prepare it again."
         )
-    entries = [entry for entry in read_manifest(folder / MANIFEST_FILE) if entry.split]
-    listed = sorted((entry.split, entry.source, entry.path, entry.family, entry.label) for entry in entries)
-    if split_hash(entries) != told["hash"] or listed != sorted(_stored(folder)):
+    try:
+        entries = [entry for entry in read_manifest(folder / MANIFEST_FILE) if entry.split]
+        listed = sorted(
+            (entry.split, entry.source, entry.path, entry.family, entry.label) for entry in entries
+        )
+        same = split_hash(entries) == told["hash"] and listed == sorted(_stored(folder))
+    except DataRefused:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        raise DataRefused(
+            f"{folder}: its manifest or a file of its pictures cannot be read ({error}). Prepare the data again."
+        ) from error
+    if not same:
         raise DataRefused(
             f"{folder}: split.json, the manifest and the pictures do not belong together: one was changed or"
             " exchanged after it was written. Prepare the data again."
         )
     if not told["leaking"]:
         prove_no_leak(entries)
+    return told
+
+
+def read_told(file: Path) -> dict:
+    """Read a JSON file that `prepare` left beside its data.
+
+    Raises:
+        DataRefused: missing, or no JSON object.
+    """
+    try:
+        told = loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataRefused(f"{file} cannot be read ({error}). Prepare the data again.") from error
+    if not isinstance(told, dict):
+        raise DataRefused(f"{file} holds no object. Prepare the data again.")
     return told
 
 

@@ -29,7 +29,7 @@ from hub_model.hub_folder import COVID, LABELS, MODALITIES
 from hub_model.whole import whole_folder
 
 from . import plots as data_plots
-from .dataset import is_prepared, load_data, prepared_folder
+from .dataset import is_prepared, load_data, prepared_folder, read_told
 from .manifest import read_manifest
 from .prepared import MANIFEST_FILE, SPLIT_FILE
 from .split import LEAKING, SPLITS
@@ -294,8 +294,7 @@ def family_figures(tallies: Mapping[str, Tally]) -> dict:
 
 def prepared(folder: Path) -> dict:
     """Read what a prepared folder records: its split and its leak report."""
-    told = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
-    leaks = json.loads((folder / "leak_report.json").read_text("utf-8"))
+    told, leaks = read_told(folder / SPLIT_FILE), read_told(folder / "leak_report.json")
     return {
         "split": {name: told[name] for name in ("split", "seed", "hash", "leaking")},
         "leak_report": {
