@@ -68,6 +68,10 @@ class Session:
         threads: int | None = None,
         file: str = WEIGHTS,
     ) -> None:
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise BackendRefused(
+                f"threads is a whole number from 1 on, or None for all cores; got {threads!r}."
+            )
         self._given = (graph, weights, device, threads, file)
         self._session, self._process = self._started(), os.getpid()
         self.shapes = {
@@ -92,7 +96,7 @@ class Session:
                 f"ONNX Runtime {onnxruntime.__version__} cannot run the graph: {str(error).strip().splitlines()[0]} "
                 "Fetch the folder again, or update onnxruntime."
             ) from error
-        if session.get_providers()[0] != PROVIDERS[device.partition(":")[0]]:
+        if session.get_providers()[0] != PROVIDERS[str(device).partition(":")[0]]:
             raise BackendRefused(
                 f"ONNX Runtime could not start on {device!r}; its libraries (CUDA and cuDNN) are missing or of another "
                 "version. Use device='cpu', or backend='torch' with torch for this device."
@@ -159,7 +163,7 @@ def runtime() -> ModuleType:
 
 def _provider(device: str) -> str | tuple[str, dict[str, str]]:
     onnxruntime = runtime()
-    kind, _, number = device.partition(":")
+    kind, _, number = str(device).partition(":")
     if kind not in PROVIDERS or not (number == "" or (number.isascii() and number.isdigit())):
         raise BackendRefused(
             f"backend='onnx' has no device {device!r}; it knows {', '.join(PROVIDERS)} (cuda:1 is the second GPU). "
@@ -192,7 +196,7 @@ class TorchNetwork:
         self._torch, self._evidence = torch, evidence
         try:
             self.model = model.to(torch.empty(0, device=device).device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BackendRefused(
                 f"torch has no device {device!r} here ({reason}). Use device='cpu', or install torch for that device."

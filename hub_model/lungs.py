@@ -229,7 +229,7 @@ def share_inside(evidence: np.ndarray, outline: np.ndarray) -> float:
 def load(path: str | os.PathLike) -> LungFinder | None:
     """Open the lung network that travels in a hub folder, or in a folder of its own; None where there is none.
 
-    It runs on ONNX Runtime, as the graph `GRAPH` over the weights in `WEIGHTS`.
+    It runs on ONNX Runtime, as the graph `GRAPH` over the weights in `WEIGHTS`; where that is not installed, on torch.
 
     Raises:
         FolderRefused: its files are damaged, of another layout, or do not belong together.
@@ -258,6 +258,8 @@ def load(path: str | os.PathLike) -> LungFinder | None:
     try:
         # one thread: the network is small, and several pictures are read at once
         session = backends.Session(graph, weights, threads=1, file=WEIGHTS)
+    except ImportError:
+        return LungFinder(_in_torch(weights), settings["modality"])
     except layout.FolderRefused as error:
         raise layout.FolderRefused(f"{path / GRAPH} does not run. {error}") from error
     if [list(session.shapes.get(name, ()))[1:] for name in ("pictures", "outlines")] != [[1, SIDE, SIDE]] * 2:
@@ -269,6 +271,29 @@ def load(path: str | os.PathLike) -> LungFinder | None:
         return session.run(["outlines"], {"pictures": pictures})[0]
 
     return LungFinder(run, settings["modality"])
+
+
+def _in_torch(weights: layout.Tensors) -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    from .lung_net import LungNet, Outlines
+
+    shapes = {name: told.shape for name, told in weights.header.items()}
+    first = [
+        f"network.down.{level}.0.weight" for level in range(len(shapes))
+    ]  # of each level, its first convolution
+    outlines = Outlines(LungNet(tuple(shapes[name][0] for name in first if name in shapes))).eval()
+    arrays = {name: torch.from_numpy(weights.array(name).astype(np.float32)) for name in shapes}
+    outlines.load_state_dict(arrays, strict=False)  # batch norms' counters of batches are not stored
+    process = os.getpid()
+
+    def run(pictures: np.ndarray) -> np.ndarray:
+        if os.getpid() != process:  # after a fork, as in `backends.TorchNetwork`
+            torch.set_num_threads(1)
+        with torch.inference_mode():
+            return outlines(torch.from_numpy(pictures)).numpy()
+
+    return run
 
 
 def copy(of: str | os.PathLike, to: str | os.PathLike) -> None:

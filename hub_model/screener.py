@@ -175,7 +175,7 @@ class Screener:
 
     Raises:
         SiteRefused: local settings of another model, or a prevalence that cannot be used.
-        FolderRefused: the folder's graph or network is not accepted.
+        FolderRefused: the folder's graph, network or lung network is not accepted.
         BackendRefused: an unknown backend or device, or one that is not installed here.
     """
 
@@ -195,6 +195,7 @@ class Screener:
         self._guard = Guard.of(folder)
         self._pixels = preprocessing(folder.config)
         self._network = _started(folder, backend, device, threads)
+        self._finder = folder.finder  # opened now, so that its damage is said once and not of every picture
         if isinstance(self._network, OnnxRuntime):
             width = None if folder.guard is None else len(folder.guard["mean"])
             self._network.check_shapes(folder.config["pretrained_cfg"]["input_size"], width)
@@ -292,7 +293,7 @@ class Screener:
         return self._pixels(self._shown(image).image)
 
     def _shown(self, image: Image.Image) -> lungs.Shown:
-        return lungs.shown(image, self._folder.finder, self._folder.view)
+        return lungs.shown(image, self._finder, self._folder.view)
 
     def out_of_distribution_score(self, image: Image.Image) -> float:
         """Measure how far a grey picture lies from what the model learnt from; above 1 it is refused.

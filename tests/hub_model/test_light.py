@@ -98,3 +98,19 @@ def test_a_platform_without_onnx_runtime_is_told_what_to_do():
         "except Refused as refusal: print(refusal)\n"
     )
     assert "ONNX Runtime cannot be used here" in said and "backend='torch'" in said
+
+
+def test_a_platform_without_onnx_runtime_screens_with_torch():
+    """Lungs included; as the refusal above advises."""
+    name, picture = "xray-covid_cnn_3", EXAMPLES / "phantom_xray_1.png"
+    code = (
+        "import sys\nsys.modules['onnxruntime'] = None\nfrom hub_model import Screener\n"
+        "print(Screener.from_pretrained(sys.argv[1], backend='torch').screen(sys.argv[2]).to_json())\n"
+    )
+    given = [sys.executable, "-c", code, name, picture]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    here = Screener.from_pretrained(name).screen(picture)
+    there = json.loads(done.stdout)
+    assert (there["decision"], there["codes"]) == (here.decision, list(here.codes))
+    assert there["probability"] == pytest.approx(here.probability, abs=1e-5)

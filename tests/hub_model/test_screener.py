@@ -462,6 +462,25 @@ def with_bias(run, network, bias: float):
     return Screener.from_pretrained(run)
 
 
+@pytest.mark.parametrize("gone", [lungs.GRAPH, lungs.WEIGHTS])
+def test_a_damaged_lung_network_is_said_when_the_model_is_opened(tmp_path, gone):
+    """Not of each picture of an archive, as an error of this program."""
+    copied = shutil.copytree(hub_folder.embedded()["xray-covid_cnn_3"], tmp_path / "run")
+    (copied / gone).unlink()
+    with pytest.raises(FolderRefused, match="the lung network cannot be opened"):
+        Screener.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"threads": 0}, "threads is a whole number"), ({"threads": "2"}, "threads is a whole number"),
+     ({"device": 0}, "has no device 0"), ({"device": None}, "has no device None")],
+)  # fmt: skip
+def test_odd_threads_and_devices_are_said(given, words):
+    with pytest.raises(BackendRefused, match=words):
+        Screener.from_pretrained("xray-covid_cnn_3", **given)
+
+
 def test_where_no_lung_is_found_nothing_is_answered(cut_run):
     finding = with_bias(*cut_run, -50).screen(next(made_run.pictures(1)))
     assert finding.decision == "refused" and finding.probability is None
