@@ -1,4 +1,4 @@
-"""The colours of a heat map on the picture; what the map means says `evidence`, which makes it.
+"""The colours of a heat map on the picture; `evidence` makes the map and says what it means.
 
 A map holds probabilities: 0.5 is neutral, above it speaks for COVID, below it against, and the same value means
 the same in every picture. It shows what moved the network, not disease.

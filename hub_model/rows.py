@@ -1,6 +1,6 @@
-"""Findings as rows of a file: written as they come, and gone on with where a killed run stopped.
+"""Findings as rows of a file: written as they come, and continued where a killed run stopped.
 
-One row is one line of UTF-8, so that a torn last line can be told and taken back. A file of rows has a file of
+One row is one line of UTF-8, so that an incomplete last line is recognised and removed. A file of rows has a file of
 settings beside it (``NAME.settings.json``), which says by which models they were made; rows of other models or
 another operating point are never mixed. Parquet cannot be added to: its rows are collected in ``NAME.rows.jsonl`` and
 become one Parquet file at the end.

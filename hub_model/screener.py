@@ -495,9 +495,9 @@ class Screener:
 class AutoScreener:
     """Several models used as one: a picture is judged by the one that takes it.
 
-    Every model looks at the picture, and its guard says whether it is one of its own. Where one guard accepts, that
-    model answers; where several do, the one with the lowest out-of-distribution score, and ``Finding.also_fits``
-    names the others. Where none does, the picture is refused with the reasons of all.
+    Every model looks at the picture, and its guard says whether it is like those it was trained on. Where one guard
+    accepts, that model answers; where several do, the one with the lowest out-of-distribution score, and
+    ``Finding.also_fits`` names the others. Where none does, the picture is refused with the reasons of all.
 
     Args:
         screeners: opened models, each with an input guard.
@@ -528,7 +528,7 @@ class AutoScreener:
         )
 
     def choose(self, source: Any, frame: int | None = None) -> Screener:
-        """Find the model that answers for a picture; where all refuse it, the one to which it is least foreign."""
+        """Find the model that answers for a picture; where all refuse it, the one with the lowest score."""
         modality = self.screen(source, frame=frame).modality
         return next(screener for screener in self.screeners if screener.modality == modality)
 
@@ -608,8 +608,7 @@ class AutoScreener:
         """Judge a CT series as `Screener.screen_series` does, by the model for CT.
 
         Raises:
-            Refused: there is none among the models.
-            Refused: the CT model has no such operating point.
+            Refused: none of the models is for CT, or the one that is has no such operating point.
         """
         for screener in self.screeners:
             if screener.modality == "ct":

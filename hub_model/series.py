@@ -1,8 +1,8 @@
-"""One answer for a CT series: each slice that shows a lung is judged, and a rule for patients speaks where it may.
+"""One answer for a CT series: slices that show a lung are judged, and a rule that was measured on patients joins them.
 
 The rule, how it did on patients, and on how many slices each, lie in the model's folder (`python -m train patients`).
-It was measured on series of so many slices; for longer ones nobody knows how it errs, and the finding says so instead
-of giving a probability: among three hundred slices the highest is high by chance.
+It was measured on series of up to a certain number of slices. How often it errs on longer ones is unknown, so the
+finding gives no probability for them and says so: among three hundred slices the highest is high by chance.
 """
 
 import json

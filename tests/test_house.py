@@ -8,11 +8,11 @@ commit, its figures beside them, and writes docs/measured/house.json and house.m
 
 import argparse
 import ast
+import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -304,14 +304,18 @@ def longest(root: Path, count: int = 5) -> list[tuple[int, str]]:
 
 
 def help_seconds(root: Path, python: str = sys.executable, tries: int = 3) -> float | None:
-    """Time the quickest of several `python -m train --help`; None where it fails, for want of a package."""
+    """Processor seconds of the quickest of several `python -m train --help`; None where a package is missing.
+
+    They are what a machine with nothing else to do takes, however busy this one is.
+    """
     took = []
     for _ in range(tries):
-        before = time.perf_counter()
+        before = os.times()
         done = subprocess.run([python, "-m", "train", "--help"], cwd=root, capture_output=True, check=False)
         if done.returncode:
             return None
-        took.append(time.perf_counter() - before)
+        after = os.times()
+        took.append(sum(after[2:4]) - sum(before[2:4]))
     return round(min(took), 1)
 
 
@@ -320,7 +324,7 @@ def house(root: Path, bare: str | None = None) -> dict:
 
     Args:
         root: of the checkout.
-        bare: a Python with nothing but what the package itself needs, to ask for the help as well.
+        bare: a Python with nothing but what the extra `train` installs, to ask for the help as well.
     """
     return {
         "folders": sizes(root),
@@ -356,18 +360,21 @@ def shown(houses: dict[str, dict]) -> str:
         "`python -m train --help`": lambda one: spelt(one["help_seconds"]),
     }
     if any("bare_help_seconds" in one for one in told):
-        rest["the same, without any extra"] = lambda one: spelt(one.get("bare_help_seconds"))
+        rest["the same, with the extra `train` alone"] = lambda one: spelt(one.get("bare_help_seconds"))
     rows = [[what, *(say(one) for one in told)] for what, say in rest.items()]
     named = " ".join(f"--before {name}" for name in houses if name != "now")
+    named += " --bare PYTHON" if any("bare_help_seconds" in one for one in told) else ""
     command = f"python -m tests.test_house {named}".strip()
-    head = f"As `{command}` prints it; the seconds are the best of three."
+    head = f"As `{command}` prints it; seconds of the processor, best of three."
     return f"{head}\n\n{table(['', *houses], [*counts, *rows]).replace('---:', '---')}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show the house in figures.")
     parser.add_argument("--before", help="commit to compare with; writes docs/measured/house.*")
-    parser.add_argument("--bare", help="Python with the package's own needs alone: asks it for the help, too")
+    parser.add_argument(
+        "--bare", help="Python with what the extra `train` installs and no more: asks it for the help, too"
+    )
     chosen = parser.parse_args()
     before = chosen.before
     if before is None:

@@ -4,6 +4,8 @@ A verb is a function of this package; its keywords are the flags. Exit codes: 0 
 usage.
 """
 
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -61,8 +63,14 @@ class Verbs(typer.core.TyperGroup):
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str, Any, list[str]]:
         """Import the verb that is to be run."""
         name, _, rest = super().resolve_command(ctx, args)
-        module, function = VERBS[name].place.split(":")
-        return name, _command(name, getattr(import_module(f".{module}", __package__), function)), rest
+        module, name_there = VERBS[name].place.split(":")
+        function = getattr(import_module(f".{module}", __package__), name_there)
+        return name, _command(name, function, help=_prose(function)), rest
+
+
+def _prose(function: Callable[..., Any]) -> str:
+    """Cut a docstring before its sections: flags have help of their own, and the rest is for callers in Python."""
+    return re.split(r"\n\n(?:Args|Returns|Raises):\n", inspect.getdoc(function) or "")[0]
 
 
 def _command(name: str, function: Callable[..., Any], **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Read what a picture file states before its pixels are decoded, and what gives a drawn mask away."""
+"""Read what a picture file states before its pixels are decoded, and what shows that it is a drawn mask."""
 
 import hashlib
 import io

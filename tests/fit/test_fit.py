@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 import train.fit.fit as fitting
 from hub_model import Screener, hub_folder
 from hub_model.refused import Refused
-from tests.made_run import make_run
 from train.fit import speed
 from train.fit import trainer as training
 from train.fit.batches import BalancedSampler, Batches, read_images, standardise
@@ -193,7 +192,7 @@ def test_a_disk_that_fills_with_the_moving_average_is_said_too(archive, tmp_path
 
 def test_teachers_of_other_pictures_or_labels_are_refused(archive, finished, tmp_path):
     with pytest.raises(Refused, match="reads xray pictures, and these are ct"):
-        run(archive, tmp_path / "x", teacher=[str(make_run(tmp_path / "films", "xray"))])
+        run(archive, tmp_path / "x", teacher=[str(hub_folder.embedded()["xray"])])
     other = shutil.copytree(finished, tmp_path / "other")
     config = json.loads((other / hub_folder.CONFIG).read_text())
     (other / hub_folder.CONFIG).write_text(json.dumps({**config, "label_names": ["COVID", "Non-COVID"]}))
@@ -320,17 +319,13 @@ def test_standardise_is_torchvisions_arithmetic():
 
 def test_two_processes_train_as_one(archive, tmp_path):
     """torchrun with two processes and the same global batch: the same weights but for the order of float additions."""
-    command = ["-m", "train", "fit", "--data", str(archive), "--modality", "ct", "--variant", "covid_cnn_3",
-               "--epochs", "1", "--batch", "8", "--no-bf16", "--out"]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        [sys.executable, *command, str(one)], cwd=ROOT, check=True, env=environment, capture_output=True
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, *command, str(two)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    run(archive, one, variant="covid_cnn_3", recipe=None, epochs=1, batch=8, bf16=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "train",
+               "fit", "--data", str(archive), "--modality", "ct", "--variant", "covid_cnn_3", "--epochs", "1",
+               "--batch", "8", "--no-bf16", "--out", str(two)]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (load_file(path / hub_folder.WEIGHTS) for path in (one, two))
     for name in first:
@@ -342,7 +337,7 @@ def test_two_processes_train_as_one(archive, tmp_path):
 
 
 def test_a_process_killed_for_real_resumes(archive, tmp_path):
-    """SIGKILL in the middle of training; the same command finishes the run."""
+    """SIGKILL in the middle of training; the same settings finish the run."""
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "train", "fit", "--data", str(archive), "--modality", "ct", "--variant", SMALL,
                "--recipe", "scratch", "--epochs", "3", "--batch", "8", "--out", str(out)]  # fmt: skip
@@ -357,7 +352,6 @@ def test_a_process_killed_for_real_resumes(archive, tmp_path):
         process.kill()
         process.wait()
     assert not (out / hub_folder.CONFIG).exists()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(archive, out, recipe="scratch", epochs=3, batch=8)
     assert len(json.loads((out / "screening.json").read_text())["provenance"]["history"]) == 3
     shutil.rmtree(out)

@@ -27,6 +27,7 @@ def test_every_setting_is_a_keyword_of_fit_and_a_flag_with_help():
     assert list(keywords) == [*(field.name for field in fields(Settings)), "out", "report", "overwrite"]
     shown = CliRunner().invoke(app, ["fit", "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
+    assert "resumes" in shown.output and "Raises" not in shown.output
     for field in fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in shown.stdout
     assert "--no-pretrained" in shown.stdout and "seed" in shown.stdout

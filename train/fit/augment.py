@@ -1,8 +1,8 @@
-"""Random changes of a batch of grey pictures that leave the finding alone and the picture's origin in doubt.
+"""Random changes of a batch of grey pictures that keep the finding and hide which collection a picture is from.
 
 A network tells collections apart by their margins, printed markers, grey-level curves and sharpness (DeGrave
 et al. 2021, Nature Machine Intelligence 3:610-619; Maguolo & Nanni 2021, arXiv:2004.12823). What is changed
-at random cannot be relied upon. Everything works on whole batches, so it costs little beside the network.
+at random tells nothing. Everything works on whole batches, so it costs little beside the network.
 """
 
 import math
