@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pytest
@@ -107,12 +107,15 @@ def archive(tmp_path_factory) -> Path:
         ({"without_source": ["clinic", "web"]}, "split has 0 Non-COVID, 0 COVID"),
         ({"variant": "covid_cnn_3", "recipe": "probe"}, "random numbers .* Give weights by --init"),
         ({"recipe": "covid_cnn_2"}, "penalises blocks.1.conv.weight.* which mobilenetv3_small_050 does not have"),
+        ({"without_source": ["web"], "recipe": "restyled"}, "all training pictures are of one, clinic"),
         ({"report": "wandb"}, "accepted are none, tensorboard, trackio"),
         ({"data": ["nowhere/at/all"]}, "nowhere/at/all"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_with_leaves_no_folder(archive, tmp_path, monkeypatch, changes, said):
-    monkeypatch.setitem(RECIPES, "tiny", Recipe(batch=8, epochs=1, learning_rate=3e-3, input_size=32))
+    tiny = Recipe(batch=8, epochs=1, learning_rate=3e-3, input_size=32)
+    monkeypatch.setitem(RECIPES, "tiny", tiny)
+    monkeypatch.setitem(RECIPES, "restyled", replace(tiny, copies=1, style=0.5))
     given = {
         "data": [str(archive)],
         "modality": "ct",
