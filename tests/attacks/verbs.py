@@ -324,6 +324,7 @@ def run_card(folder: Path, seed: str) -> None:
 def lettered(folder: Path) -> None:
     from tests.made_run import make_run
 
+    tiny()
     make_run(folder / "run")
     run_card(folder, "0")
 
@@ -331,6 +332,7 @@ def lettered(folder: Path) -> None:
 def runs(folder: Path) -> None:
     from tests.made_run import make_run
 
+    tiny()
     for number in range(2):
         make_run(folder / "runs" / str(number), seed=number)
 
@@ -422,6 +424,7 @@ def hospital(folder: Path) -> None:
     """A model and labelled pictures with a table."""
     from tests.made_run import make_run, patients
 
+    tiny()
     make_run(folder / "run")
     (folder / "set").mkdir()
     lines = ["file_name,label,patient_id"]

@@ -6,7 +6,8 @@ closed-form fits (`train.fit.steady`), a second or so. Test pictures are never r
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +20,8 @@ from sklearn.metrics import roc_auc_score
 from hub_model import hub_folder
 from hub_model import lungs as lung_views
 from hub_model.changes import CHANGES
-from hub_model.refused import Refused
-from hub_model.whole import whole_files
+from hub_model.refused import Failed, Refused
+from hub_model.whole import PATIENCE, held, whole_files
 
 from ..data.dataset import load_data
 from . import backbones, experts, speed
@@ -99,6 +100,7 @@ def tune(
     Raises:
         Refused: a recipe without a steady head, fewer families than folds, a study of other data or settings, or data
             or a network that cannot be used.
+        Failed: the study's database cannot be opened or written.
     """
     row = RECIPES.get(recipe)
     if row is None or not row.steady:
@@ -111,12 +113,36 @@ def tune(
              "expert": expert and str(expert), "split": split, "families": families, "split_seed": split_seed,
              "seed": seed}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    study = open_study(storage or f"sqlite:///{out / 'study.db'}", asked)
+    storage = storage or f"sqlite:///{out / 'study.db'}"
+    with _explained(storage):
+        study = open_study(storage, asked)
     parts = load_data(data, modality=modality, seed=split_seed, split=split, families=families)
     network = backbones.build(variant, init=init, model_args=json.loads(model_args), input_size=row.input_size,
                               mean=mean, std=std)  # fmt: skip
-    search(study, look(parts, network, lungs, row.copies, seed, expert), trials)
-    return _write(out, study, recipe)
+    seen = look(parts, network, lungs, row.copies, seed, expert)
+    with _explained(storage):
+        search(study, seen, trials)
+        return _write(out, study, recipe)
+
+
+@contextmanager
+def _explained(storage: str) -> Iterator[None]:
+    """Say in words what the database of a study means.
+
+    Raises:
+        Failed: it cannot be opened or written.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        found = getattr(error if isinstance(error, SQLAlchemyError) else error.__cause__, "orig", error)
+        raise Failed(
+            f"The study in {storage} cannot be opened or written ({found}). Finished trials stay in it: make room, or "
+            "mend who may write there, and repeat the command to go on."
+        ) from error
 
 
 def open_study(storage: str, asked: dict[str, Any]) -> "optuna.Study":
@@ -304,17 +330,17 @@ def figures(seen: Seen, groups: dict, *, steady: float, source_penalty: float, r
 
 def _write(out: Path, study: "optuna.Study", recipe: str) -> dict:
     """Write the table, the picture and the best row, all of the same trials."""
-    done = [trial for trial in study.trials if trial.value is not None]
-    best = study.best_trial
-    row = replace(RECIPES[recipe], **{name: float(f"{value:.3g}") for name, value in best.params.items()})
-    told = {
-        "trials": len(done),
-        "best": {"trial": best.number, **best.params, **best.user_attrs},
-        "recipe": asdict(row),
-        "settings": study.user_attrs["settings"],
-    }
-    told = json.loads(json.dumps(told))
-    with whole_files(out) as new:
+    with held(out, PATIENCE), whole_files(out) as new:  # whoever writes last tells of the most trials
+        done = [trial for trial in study.trials if trial.value is not None]
+        best = max(done, key=lambda trial: trial.value)
+        row = replace(RECIPES[recipe], **{name: float(f"{value:.3g}") for name, value in best.params.items()})
+        told = {
+            "trials": len(done),
+            "best": {"trial": best.number, **best.params, **best.user_attrs},
+            "recipe": asdict(row),
+            "settings": study.user_attrs["settings"],
+        }
+        told = json.loads(json.dumps(told))
         _table(new / "trials.csv", done)
         _picture(new / "trials.png", done)
         hub_folder.write_json(new / "best.json", told)
