@@ -111,7 +111,7 @@ RECIPES = {
                               copies=6, style=0.5, background=0.5, steady=1.68, source_penalty=0.58, ridge=0.355,
                               consistent=True, input_size=160),
     # `steady` for CT: larger pictures; made for an --expert and --unlabelled slices
-    "steady_ct": Recipe(batch=24, epochs=8, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
+    "steady_ct": Recipe(batch=24, epochs=32, learning_rate=4e-4, freeze_stages=2, epsilon=1e-8, schedule="cosine",
                         warm_up=0.1, weight_decay=0.01, freeze_norms=99, balance="source", copies=6, steady=3.0,
                         source_penalty=10.0, ridge=0.5, consistent=True, input_size=192),
     # one for the whole documented family, made for a --teacher: every look of a picture is to be answered as the
