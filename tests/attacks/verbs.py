@@ -428,7 +428,7 @@ def hospital(folder: Path) -> None:
     make_run(folder / "run")
     (folder / "set").mkdir()
     lines = ["file_name,label,patient_id"]
-    for number, picture in enumerate(patients(24, seed=5)):
+    for number, picture in enumerate(patients(64, seed=5)):
         picture.save(folder / "set" / f"{number}.png")
         lines.append(f"{number}.png,{('COVID', 'Non-COVID')[number // 2 % 2]},p{number // 2}")
     (folder / "set" / "metadata.csv").write_text("\n".join(lines) + "\n")
