@@ -45,6 +45,7 @@ from .layout import (
     read_json,
     read_screening,
     read_tensors,
+    tensors_written,
 )
 from .preprocess import preprocessing
 from .whole import partial_folder, whole_file
@@ -491,13 +492,10 @@ def _remote_code_files(architecture: str) -> tuple[Path, ...]:
 
 
 def _write_tensors(tensors: "dict[str, torch.Tensor]", file: Path) -> None:
-    import safetensors
     from safetensors.torch import save_file
 
-    try:
+    with tensors_written(file):
         save_file(tensors, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # its own words for a full disk
-        raise OSError(f"{file.name} could not be written: {error}") from error
 
 
 def _tensor(value: Any) -> "torch.Tensor":

@@ -6,7 +6,8 @@ compared with the file's own size, links must stay inside the folder, and JSON i
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,21 @@ def read_tensors(path: Path) -> Tensors:
             f"{path}: NaN or infinite values in {bad[:3]}. Nothing was loaded; train or fetch it again."
         )
     return tensors
+
+
+@contextmanager
+def tensors_written(file: Path) -> Iterator[None]:
+    """Say an error of safetensors while `file` is written as what it is: its own words for a full disk.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{file.name} could not be written: {error}") from error
 
 
 def _finite(array: np.ndarray) -> bool:

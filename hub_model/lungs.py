@@ -330,7 +330,7 @@ def save(path: str | os.PathLike, network: "torch.nn.Module", settings: dict) ->
         if not name.endswith("num_batches_tracked")
     }
     with changed_folder(path) as folder:
-        with whole_file(folder / WEIGHTS) as new:
+        with whole_file(folder / WEIGHTS) as new, layout.tensors_written(folder / WEIGHTS):
             save_file(halves, new, metadata={"format": "pt"})
         weights = layout.read_tensors(folder / WEIGHTS)
         with whole_file(folder / GRAPH) as new:

@@ -147,3 +147,15 @@ def make_odd_files(folder: Path) -> dict[str, Path]:
     file = write_dicom(folder / "IM000001", np.asarray(grey))
     file.write_bytes(file.read_bytes()[132:])  # neither preamble nor mark, as some archives write it
     return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def striped_slices(folder: Path, count: int) -> None:
+    """Write `count` CT slices of each label below a folder; the labels differ in their stripes."""
+    rng = np.random.default_rng(0)
+    for label, stripes in (("COVID", 3), ("Non-COVID", 9)):
+        place = folder / "CT" / label
+        place.mkdir(parents=True)
+        for index in range(count):
+            wave = np.sin(np.arange(64) / 64 * stripes * 2 * np.pi + rng.uniform(0, 6))
+            grey = 120 + 50 * wave[:, None] + rng.normal(0, 15, (64, 64))
+            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(place / f"{index}.png")

@@ -355,18 +355,9 @@ def compared(place: Path) -> tuple[str, ...] | None:
 
 def striped(folder: Path) -> None:
     """Slices in which the labels differ in their stripes, and a study of two trials."""
-    import numpy as np
-    from PIL import Image
+    from tests.bad_files import striped_slices
 
-    rng = np.random.default_rng(0)
-    for label, stripes in (("COVID", 3), ("Non-COVID", 9)):
-        (folder / "set" / "CT" / label).mkdir(parents=True)
-        for index in range(14):
-            wave = np.sin(np.arange(64) / 64 * stripes * 2 * np.pi + rng.uniform(0, 6))
-            grey = 120 + 50 * wave[:, None] + rng.normal(0, 15, (64, 64))
-            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(
-                folder / "set" / "CT" / label / f"{index}.png"
-            )
+    striped_slices(folder / "set", 14)
     run_tune(folder, "0")
 
 

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hub_model.refused import Refused
+from tests.bad_files import striped_slices
 from train.fit.recipes import RECIPES, Recipe
 from train.fit.tune import FOLDS, Seen, figures, folds_of, moments, tune
 
@@ -59,15 +59,7 @@ def archive(tmp_path, monkeypatch):
         batch=8, epochs=1, learning_rate=1e-4, input_size=32, copies=1, steady=1.0, source_penalty=1.0
     )
     monkeypatch.setitem(RECIPES, "tiny_steady", row)
-    rng = np.random.default_rng(0)
-    for label, stripes in (("COVID", 3), ("Non-COVID", 9)):
-        (tmp_path / "data" / "CT" / label).mkdir(parents=True)
-        for index in range(16):
-            wave = np.sin(np.arange(64) / 64 * stripes * 2 * np.pi + rng.uniform(0, 6))
-            grey = 120 + 50 * wave[:, None] + rng.normal(0, 15, (64, 64))
-            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(
-                tmp_path / "data" / "CT" / label / f"{index}.png"
-            )
+    striped_slices(tmp_path / "data", 16)
     return tmp_path
 
 

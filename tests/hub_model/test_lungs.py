@@ -13,6 +13,7 @@ from hub_model import lungs
 from hub_model.grey import ImageRefused
 from hub_model.layout import FolderRefused
 from hub_model.lung_net import LungNet
+from tests.bad_files import files_of_at_most
 
 
 def outline_of(left: float, top: float, right: float, bottom: float, level: float = 0.95) -> np.ndarray:
@@ -141,6 +142,13 @@ def test_saved_and_opened_again(folder):
     assert 0 <= found.outline.min() <= found.outline.max() <= 1
     nodes = onnx.load(folder / lungs.GRAPH, load_external_data=False).graph.node
     assert "CastLike" not in {node.op_type for node in nodes}  # see `graph._plain_casts`
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_previous_network_whole(folder):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with files_of_at_most(3_000), pytest.raises(OSError, match=r"lungs\.safetensors could not be written"):
+        lungs.save(folder, LungNet().eval(), {"modality": "xray"})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_folder_without_a_lung_network_has_none(tmp_path):

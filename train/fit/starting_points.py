@@ -15,6 +15,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hub_model.layout import tensors_written
 from hub_model.refused import Refused
 from hub_model.whole import whole_file
 
@@ -50,7 +51,7 @@ def start(
         )
     head = {f"{name}.{kind}" for name in (model.pretrained_cfg["classifier"],) for kind in ("weight", "bias")}
     tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name not in head}
-    with whole_file(out) as new:
+    with whole_file(out) as new, tensors_written(Path(out)):
         save_file(tensors, new)
     print(f"python -m train fit --init {out} {said}")
     return out

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from hub_model import hub_folder
 from hub_model.check import copies
-from hub_model.layout import SEEN
+from hub_model.layout import SEEN, tensors_written
 from hub_model.whole import whole_file
 
 from .provenance import data_of
@@ -64,6 +64,6 @@ def write_seen(folder: hub_folder.HubFolder, parts: "DatasetDict", data_sha256: 
             roles.append(role)
     told = (folder.screening.get("provenance") or {}).get("data_sha256") or data_sha256
     target = folder.path / SEEN
-    with whole_file(target) as new:
+    with whole_file(target) as new, tensors_written(target):
         save_file(copies.tensors(found, roles, told), new)
     return target
