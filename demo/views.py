@@ -22,7 +22,7 @@ from PIL import Image
 
 from hub_model import Refused, Screener, read_image
 from hub_model.heatmap import overlay
-from hub_model.hub_folder import EMBEDDED, EVALUATION, MODALITIES
+from hub_model.hub_folder import EMBEDDED, MODALITIES, read_evaluation
 from hub_model.series import SeriesFinding
 
 SHOWN = 896  # pixels of the longer side that travel to the page; the picture is judged at its own size
@@ -118,9 +118,9 @@ def figures(screener: Screener, point: str, language: str) -> str:
     if screener.site:  # the card's figures are those of other thresholds
         tested = None
     measured = tested or screener.operating_points[point].get("validation") or {}
-    if not {"sensitivity", "specificity"} <= measured.keys():
+    sensitivity, specificity = measured.get("sensitivity"), measured.get("specificity")
+    if any(one is None or one["value"] is None for one in (sensitivity, specificity)):
         return say("figures_unknown")
-    sensitivity, specificity = measured["sensitivity"], measured["specificity"]
     return say(
         "figures_site" if screener.site else "figures" if tested else "figures_tuned",
         found=math.floor(round(sensitivity["value"] * 100, 6)),  # never better than measured
@@ -377,13 +377,14 @@ def series_record(found: SeriesFinding) -> dict[str, Any]:
 
 
 def evaluation(screener: Screener) -> dict[str, Any] | None:
-    """Read every measured figure of a model, as the file beside its weights has them."""
-    return _read(screener.path / EVALUATION)
+    """Read every measured figure of a model, as the file beside its weights has them; None where it has no such."""
+    found = _evaluation_in(screener.path)
+    return (
+        found if found and found.get("weights_sha256") == screener.screening.get("weights_sha256") else None
+    )
 
 
-@cache
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+_evaluation_in = cache(read_evaluation)
 
 
 def model(screener: Screener, language: str) -> str:

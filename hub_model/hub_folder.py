@@ -42,6 +42,7 @@ from .layout import (
     Tensors,
     member,
     read_config,
+    read_evaluation,
     read_json,
     read_screening,
     read_tensors,
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG", "COVID", "EMBEDDED", "EVALUATION", "FORMAT", "GRAPH", "GUARD", "LABELS", "MODALITIES",
            "SCREENING", "SEEN", "WEIGHTS", "FolderRefused", "HubFolder", "embedded", "load", "make_config",
-           "open_folder", "read_json", "resolve", "save", "sha256", "transform_of", "write_json"]  # fmt: skip
+           "open_folder", "read_evaluation", "read_json", "resolve", "save", "sha256", "transform_of",
+           "write_json"]  # fmt: skip
 
 EMBEDDED = (*MODALITIES, "xray-covid_cnn_3", "ct-covid_cnn_3")
 """Names of the checkpoints that ship inside the package: the default for each modality, which has its name, then others
@@ -285,6 +287,7 @@ def open_folder(path: str | os.PathLike) -> HubFolder:
     config, screening = read_config(path), read_screening(path)
     _weights(path, screening)
     _check_view(path, screening)
+    read_evaluation(path)
     return HubFolder(path, config, screening, _guard(path, screening))
 
 

@@ -240,7 +240,47 @@ SCREENING_RULES = {
         "weights_sha256": sha256_digits,
     },
 }
-POINT_RULES = Each({"threshold": number(0, 1), "abstain?": _band, "target?": text, "validation?": an_object})
+
+
+def _measure(value: Any) -> str | None:
+    right = (
+        isinstance(value, dict)
+        and isinstance(value.get("metric"), str)
+        and is_number(value.get("n"))
+        and all(value.get(key) is None or is_number(value[key]) for key in ("value", "low", "high"))
+        and "value" in value
+        and (value.get("low") is None) == (value.get("high") is None)
+    )
+    return None if right else "a measure: metric (text), value, low and high (numbers or null) and n (number)"
+
+
+_SPLIT_RULES = {
+    "n?": number(0),
+    "positives?": number(0),
+    "auroc": _measure,
+    **dict.fromkeys(("auprc?", "brier?", "ece?"), _measure),
+    "at": Each(
+        {
+            **dict.fromkeys(("sensitivity", "specificity", "accuracy"), _measure),
+            **dict.fromkeys(("ppv?", "npv?", "balanced_accuracy?", "f1?", "mcc?"), _measure),
+        }
+    ),
+    "abstained?": Each(number(0)),
+}
+EVALUATION_RULES = {
+    "validation?": _SPLIT_RULES,
+    "test?": _SPLIT_RULES,
+    "test_by_source?": Each(_SPLIT_RULES),
+    "guard?": {"false_refusals?": _measure},
+}
+POINT_RULES = Each(
+    {
+        "threshold": number(0, 1),
+        "abstain?": _band,
+        "target?": text,
+        "validation?": dict.fromkeys(("sensitivity?", "specificity?"), _measure),
+    }
+)
 
 
 def problem(value: Any, rule: Rule, where: str = "") -> str | None:
@@ -304,6 +344,36 @@ def read_screening(folder: Path) -> dict:
             "again."
         )
     return screening
+
+
+def read_evaluation(folder: Path) -> dict:
+    """Read ``evaluation.json`` and check it; {} where there is none.
+
+    Raises:
+        FolderRefused: no JSON, or a figure or a place of one that a reader of figures would stumble over.
+    """
+    if not (folder / EVALUATION).is_file():
+        return {}
+    evaluation = read_json(folder / EVALUATION)
+    if found := problem(evaluation, EVALUATION_RULES) or _ill_measured(evaluation):
+        raise FolderRefused(
+            f"{folder / EVALUATION} has {found}. Fetch the folder again; or remove this file, and the model opens "
+            "without measured figures."
+        )
+    return evaluation
+
+
+def _ill_measured(part: Any, where: str = "") -> str | None:
+    """Describe the first thing in nested objects and lists that is called a measure and is none."""
+    if isinstance(part, dict):
+        if "metric" in part and "value" in part:
+            return (accepted := _measure(part)) and f"{where} {_shown(part)}; expected {accepted}"
+        below = ((f"{where}.{name}" if where else name, value) for name, value in part.items())
+    elif isinstance(part, list):
+        below = ((f"{where}[{number}]", value) for number, value in enumerate(part))
+    else:
+        return None
+    return next((found for name, value in below if (found := _ill_measured(value, name))), None)
 
 
 @dataclass(frozen=True)

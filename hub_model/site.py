@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .hub_folder import EVALUATION, HubFolder
+from .hub_folder import HubFolder, read_evaluation
 from .layout import (
     MODALITIES,
     POINT_RULES,
@@ -28,7 +28,6 @@ from .layout import (
     number,
     one_of,
     problem,
-    read_json,
     sha256_digits,
     text,
 )
@@ -194,9 +193,8 @@ def fitted_prevalence(folder: HubFolder, site: Site | None) -> float:
     """
     if site is not None:
         return site.prevalence
-    path = folder.path / EVALUATION
-    told = read_json(path).get("validation") if path.is_file() else None
-    positives, n = (told or {}).get("positives"), (told or {}).get("n")
+    told = read_evaluation(folder.path).get("validation") or {}
+    positives, n = told.get("positives"), told.get("n")
     if not (is_number(positives) and is_number(n) and 0 < positives < n):
         raise SiteRefused(
             f"{folder.path.name} does not say how common COVID-19 was among the pictures that its probabilities were "

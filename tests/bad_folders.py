@@ -76,6 +76,10 @@ def damage_guard_gone(folder):
     edit(folder / hub_folder.SCREENING, guard={"limits": LIMITS})
 
 
+def figures(**told):
+    return lambda f: (f / hub_folder.EVALUATION).write_text(json.dumps(told))
+
+
 def points(**changes):
     return lambda f: edit(f / hub_folder.SCREENING, operating_points={"a": {"threshold": 0.3} | changes})
 
@@ -170,6 +174,15 @@ DAMAGES = {
     "no screening": (lambda f: (f / hub_folder.SCREENING).unlink(), "has no screening.json"),
     "another modality": (lambda f: edit(f / hub_folder.SCREENING, modality="mri"), "modality 'mri'"),
     "asks for more than the weights hold": (damage_sizes, "model_args ask for 1e"),
+    "figures that are a list": (
+        lambda f: (f / hub_folder.EVALUATION).write_text("[]"),
+        "evaluation.json holds a list",
+    ),
+    "a test part without figures": (figures(test={"at": {}}), "evaluation.json has no 'test.auroc'"),
+    "a figure that is a word": (
+        figures(audits={"x": [{"metric": "flips", "value": "few", "n": 3}]}),
+        r"audits.x\[0\] .*; expected a measure",
+    ),
     "nested without end": (damage_deep, "nested too deeply"),
     "a link out of the folder": (damage_link, "leads out of the model's folder"),
     "limits without a guard": (damage_guard_gone, "but no guard.safetensors"),

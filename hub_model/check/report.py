@@ -317,17 +317,13 @@ def _changes(cases: Sequence[Case], screener: Screener, settings: Settings) -> d
 
 def _card(screener: Screener) -> dict[str, Any] | None:
     """Read the compared figures of the model's own evaluation; None where these weights were never evaluated."""
-    path = screener.path / hub_folder.EVALUATION
-    if not path.is_file():
-        return None
-    evaluation = hub_folder.read_json(path)
+    evaluation = hub_folder.read_evaluation(screener.path)
     test = evaluation.get("test") or {}
     if evaluation.get("weights_sha256") != screener.screening.get("weights_sha256") or "auroc" not in test:
         return None
     told = {name: test.get(name) for name in ("auroc", "brier", "ece")}
     told["at"] = {
-        name: {key: row.get(key) for key in ("sensitivity", "specificity")}
-        for name, row in (test.get("at") or {}).items()
+        name: {key: row[key] for key in ("sensitivity", "specificity")} for name, row in test["at"].items()
     }
     refused = (evaluation.get("guard") or {}).get("false_refusals")
     return {**told, "n": test.get("n"), "positives": test.get("positives"), "families": test.get("families"),

@@ -10,9 +10,11 @@ import json
 import multiprocessing
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,8 +106,17 @@ def attack_site(made: Path, rng: np.random.Generator) -> None:
         Screener.from_pretrained(made / "run", site=file).screen(made / "set" / "0.png")
 
 
+@cache
+def views() -> Any:
+    """The page's module that shows a model; the page's modules are found beside each other."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+    import views
+
+    return views
+
+
 def attack_folder(name: str) -> Callable[[Path, np.random.Generator], None]:
-    """A JSON file of a hub folder, in what reads it: opening, another prevalence, a report's comparison, screening."""
+    """A JSON file of a hub folder, in what reads it: opening, another prevalence, a report, the page, screening."""
 
     def attack(made: Path, rng: np.random.Generator) -> None:
         from hub_model import Screener, hub_folder
@@ -120,6 +131,8 @@ def attack_folder(name: str) -> Callable[[Path, np.random.Generator], None]:
             fitted_prevalence(folder, None)
             screener = Screener(folder)
             _card(screener)
+            views()._evaluation_in.cache_clear()
+            views().model(screener, "en")
             if rng.integers(4) == 0:
                 screener.screen(made / "set" / "0.png")
         finally:

@@ -34,6 +34,7 @@ from hub_model import Finding, FolderRefused, Screener, hub_folder
 from hub_model.grey import ImageRefused
 from hub_model.refused import Reason, Refused
 from hub_model.volumes import Unusable, Volume
+from tests.attacks.inputs import broken_json
 from tests.bad_files import make_bad_files, png, write_dicom
 from tests.hub_standin import running
 from tests.made_run import make_run, patients, pictures
@@ -884,6 +885,24 @@ class TestFigures:
         assert f"finds {int(measured['sensitivity']['value'] * 100 + 1e-6)} of 100" in words
         assert f"on {measured['sensitivity']['n'] + measured['specificity']['n']} CT slices" in words
         assert "no part in training" in words
+
+    def test_a_stranger_s_figures_are_shown_or_refused(self, tmp_path):
+        """Whatever `evaluation.json` holds: a model that opens can be shown."""
+        run = make_run(tmp_path / "run")
+        file, shown = run / "evaluation.json", 0
+        screener, good = Screener.from_pretrained(run), file.read_text()
+        for number in range(100):
+            file.write_bytes(broken_json(good, np.random.default_rng(number)))
+            views._evaluation_in.cache_clear()
+            with contextlib.suppress(FolderRefused):
+                shown += "</section>" in views.model(screener, "en")
+        assert 10 < shown < 90
+
+    def test_figures_of_other_weights_are_not_shown(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        told = json.loads((run / "evaluation.json").read_text())
+        (run / "evaluation.json").write_text(json.dumps({**told, "weights_sha256": "0" * 64}))
+        assert views.evaluation(Screener.from_pretrained(run)) is None
 
     def test_an_unmeasured_model_says_so(self, screeners):
         class Unmeasured:

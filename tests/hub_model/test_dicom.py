@@ -1,6 +1,8 @@
 """DICOM files: exact grey levels, kinds that mislead, refusals in words."""
 
 import io
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -21,6 +23,20 @@ from hub_model.grey import ImageRefused
 from hub_model.images import read_image
 from tests.bad_files import write_dicom
 from tests.pictures import GREY, RAMP, encoded, stretched, values
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_importing_asks_no_server():
+    """A version of pydicom fetched a picture as soon as it was imported."""
+    code = (
+        "import socket, sys\n"
+        "def asked(*where, **_): sys.exit(f'asked for {where}')\n"
+        "socket.getaddrinfo = socket.socket.connect = socket.create_connection = asked\n"
+        "import hub_model, hub_model.dicom"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_deflated_dicom_may_not_inflate_without_limit(monkeypatch, tmp_path):
