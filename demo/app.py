@@ -26,7 +26,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
-import gradio as gr
+from quick_import import without_stubs
+
+with without_stubs():
+    import gradio as gr
 import uploads
 import views
 from desk import Desk

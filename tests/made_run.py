@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from hub_model import evidence, guard, hub_folder
-from hub_model.check import calibration, metrics
+from hub_model.check import calibration, comparing, metrics
 
 ARCHITECTURE, SIDE = "mobilenetv2_035", 96
 
@@ -113,7 +113,9 @@ def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
     log_odds, families = rng.normal(1.6 * (2 * labels - 1), 1.5), (np.arange(120) // 2 // 2).astype(str)
     points = calibration.operating_points(log_odds, labels, families, seed)
     thresholds = {name: point["threshold"] for name, point in points.items()}
-    part = metrics.figures(labels, 1 / (1 + np.exp(-log_odds)), families, thresholds, seed)
+    probabilities = 1 / (1 + np.exp(-log_odds))
+    part = metrics.figures(labels, probabilities, families, thresholds, seed)
+    chance = comparing.chance_of_calibration(probabilities, part["ece"]["value"], metrics.ECE_BINS, seed)
     for name, point in points.items():
         point["validation"] = {key: part["at"][name][key] for key in ("sensitivity", "specificity")}
     hits = np.r_[np.ones(55), np.zeros(5)]
@@ -135,7 +137,7 @@ def _evaluation(modality: str, seed: int) -> tuple[dict, dict]:
         "temperature": 1.25,
         "validation": part,
         "bias": -0.1,
-        "test": {**part, "abstained": dict.fromkeys(points, 7), "unanswered": 0},
+        "test": {**part, "abstained": dict.fromkeys(points, 7), "unanswered": 0, "calibration": chance},
         "test_by_source": {"phantom": part},
         "test_by_finding": {
             "pneumonia": {

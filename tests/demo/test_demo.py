@@ -878,6 +878,19 @@ class TestLanguages:
         assert texts.TEXTS[language]["reason_missing"] in views.answer(broken, language)
 
 
+def test_the_start_writes_nothing_beside_gradio():
+    """Nor does it read what Gradio once wrote there: that took a third of its import."""
+    code = (
+        "import inspect, sys\nstubs, found = [], inspect.getfile\n"
+        "def watch(event, told):\n    if event == 'open' and str(told[0]).endswith('.pyi'): stubs.append(told[0])\n"
+        "sys.addaudithook(watch)\nimport app, gradio\n"
+        "sys.exit(f'{stubs[:3]}' if stubs else 0 if inspect.getfile is found else 'not put back')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "demo", env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 class TestFigures:
     def test_the_operating_point_is_told_by_the_test_part(self, screeners):
         measured = views.evaluation(screeners["ct"])["test"]["at"]["sensitivity"]

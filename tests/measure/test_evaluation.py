@@ -54,6 +54,9 @@ def test_every_figure_is_there_with_its_interval(evaluated):
             figure = found[part]["at"]["sensitivity"][name]
             assert figure["low"] <= figure["value"] <= figure["high"] and figure["resampled"] == "family"
         assert 0.5 < found[part]["auroc"]["value"] <= 1
+    chance = found["test"]["calibration"]
+    assert 0 < chance["expected"] < chance["high"] < 1
+    assert chance["more_than_chance"] == (found["test"]["ece"]["value"] > chance["high"])
     at = found["test"]["at"]["sensitivity"]
     assert at["tp"] + at["fn"] == found["data"]["counts"]["test"]["COVID"] == at["sensitivity"]["n"]
     assert set(found["guard"]["caught"]) == set(kinds_for("ct"))

@@ -11,7 +11,8 @@ import typer
 from scipy.special import expit
 
 from hub_model import hub_folder
-from hub_model.check import calibration
+from hub_model.check import calibration, metrics
+from hub_model.check.comparing import chance_of_calibration
 from hub_model.decision import INCONCLUSIVE, decide
 from hub_model.refused import Refused
 from hub_model.whole import changed_folder
@@ -71,7 +72,10 @@ def evaluate(
             "test_scored": before + 1,
             "validation": _scored(validation, points, seed),
             "test": {
-                **_scored(test, points, seed),
+                **(scored := _scored(test, points, seed)),
+                "calibration": chance_of_calibration(
+                    expit(test.log_odds), scored["ece"]["value"], metrics.ECE_BINS, seed
+                ),
                 "abstained": _abstained(points, test),
                 "unanswered": int((~everything.answered).sum()),
             },
