@@ -145,9 +145,9 @@ class RowFile:
         file = self.beside[-1]
         try:
             earlier = json.loads(file.read_text(encoding="utf-8") or "null")
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             earlier = None
-        if earlier is None:
+        if not isinstance(earlier, dict):
             if any(place.exists() and place.stat().st_size for place in (self.path, self._rows)):
                 raise Refused(
                     f"{self.path} is there already, and nothing says which models made it ({file.name} is missing or "
@@ -162,8 +162,13 @@ class RowFile:
         """Count how often each file is in the rows of an earlier run, and how many bytes of them are whole lines."""
         done, keep = Counter(), 0
         if self._rows != self.path and self.path.exists() and not self._rows.exists():
-            with whole_file(self._rows) as new, open(new, "w", encoding="utf-8") as stream:
-                stream.writelines(map(json_line, _read_parquet(self.path)))
+            try:
+                with whole_file(self._rows) as new, open(new, "w", encoding="utf-8") as stream:
+                    stream.writelines(map(json_line, _read_parquet(self.path)))
+            except (ValueError, KeyError) as error:
+                raise Refused(
+                    f"{self.path} is no table of `score`, or damaged. Give another --out, or move it away."
+                ) from error
         if not self._rows.exists():
             return done, keep
         with open(self._rows, "rb") as stream:
@@ -171,12 +176,23 @@ class RowFile:
                 if not line.endswith(b"\n"):
                     break
                 keep += len(line)
-                if self._line is csv_line:
-                    if number:
-                        done[next(csv.reader([line.decode("utf-8")]))[0]] += 1
-                else:
-                    done[json.loads(line)["file"]] += 1
+                if self._line is not csv_line or number:
+                    done[self._file_in(line, number)] += 1
         return done, keep
+
+    def _file_in(self, line: bytes, number: int) -> str:
+        """Read which file a line of an earlier run is about."""
+        try:
+            text = line.decode("utf-8")
+            file = next(csv.reader([text]))[0] if self._line is csv_line else json.loads(text)["file"]
+            if isinstance(file, str):
+                return file
+        except (ValueError, LookupError, TypeError, csv.Error, RecursionError):
+            pass
+        raise Refused(
+            f"{self._rows}: line {number + 1} is no row of `score`, so that it cannot be told which pictures are done. "
+            "Put the file back as it was, or give another --out."
+        )
 
     def named(self, file: str) -> str:
         """Return what the column ``file`` holds for a file of this name."""

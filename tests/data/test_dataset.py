@@ -602,6 +602,9 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
     assert os.stat(out / "split.json").st_mtime_ns == before
     with pytest.raises(DataRefused, match=r"other settings \(split 'family', seed 0\)"):
         prepare([root], out, seed=1, families="known", jobs=1)
+    (out / "split.json").write_text("[1")
+    with pytest.raises(DataRefused, match=r"split\.json is damaged"):
+        prepare([root], out, families="known", jobs=1)
 
 
 def test_unknown_families_word(tmp_path):

@@ -42,6 +42,14 @@ def read(file: Path) -> list[dict]:
     return pyarrow.parquet.read_table(file).to_pylist()
 
 
+def test_what_is_no_parquet_is_refused(tmp_path):
+    (tmp_path / "o.parquet").write_text("no table")
+    (tmp_path / "o.parquet.settings.json").write_text("{}")
+    with pytest.raises(Refused, match=r"o\.parquet is no table of `score`"):
+        RowFile(tmp_path / "o.parquet", {})
+    assert not list(tmp_path.glob("*.rows.jsonl"))
+
+
 @pytest.mark.parametrize("suffix", rows.FORMATS)
 class TestRowFiles:
     def test_rows_come_back(self, tmp_path, suffix):
@@ -76,6 +84,26 @@ class TestRowFiles:
             assert out.done == Counter({"a.png": 1})
             out.write(ROW | {"file": "b.png"})
         assert [row["file"] for row in read(tmp_path / f"o{suffix}")] == ["a.png", "b.png"]
+
+    def test_a_damaged_line_is_named(self, tmp_path, suffix):
+        out = RowFile(tmp_path / f"o{suffix}", {})
+        out.write(ROW)
+        out.close(whole=False)
+        file = next(place for place in out.beside[:2] if place.exists())
+        good = file.read_bytes()
+        for damage in (b"\xff\xfe\n", b"\n", *(() if suffix == ".csv" else (b"[]\n", b'{"file": 3}\n'))):
+            file.write_bytes(good + damage + good)
+            with pytest.raises(Refused, match=r"line [23] is no row of `score`.* give another --out"):
+                RowFile(tmp_path / f"o{suffix}", {})
+            assert file.read_bytes() == good + damage + good
+
+    @pytest.mark.parametrize("settings", ["[]", "3", "{", ""])
+    def test_damaged_settings_are_none(self, tmp_path, suffix, settings):
+        with RowFile(tmp_path / f"o{suffix}", {}) as out:
+            out.write(ROW)
+        out.beside[-1].write_text(settings)
+        with pytest.raises(Refused, match="nothing says which models made it"):
+            RowFile(tmp_path / f"o{suffix}", {})
 
     def test_rows_of_other_settings_are_not_mixed(self, tmp_path, suffix):
         RowFile(tmp_path / f"o{suffix}", {"models": 1, "operating point": None}).close()

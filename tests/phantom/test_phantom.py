@@ -19,7 +19,7 @@ from tests.bad_files import files_of_at_most
 from train.__main__ import app
 from train.data.dataset import load_data
 from train.phantom.imaging import Pose, axial_slice, draw_scan, film
-from train.phantom.phantom import draw_patient, draw_view, grey, phantom
+from train.phantom.phantom import SETTINGS, draw_patient, draw_view, grey, phantom
 from train.phantom.thorax import Thorax
 
 SIZE = 96  # pixels: enough for lungs, and fast
@@ -214,6 +214,11 @@ def test_a_finished_folder_is_left_alone_and_another_one_is_not_overwritten(fold
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with pytest.raises(Refused, match=r"other settings \(seed 0\)"):
         phantom(folder, n=14, size=SIZE, seed=3)
+    for number, damaged in enumerate(("{", "[]", "NaN")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / SETTINGS).write_text(damaged)
+        with pytest.raises(Refused, match="is damaged"):
+            phantom(tmp_path / str(number), n=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(Refused, match="something else"):

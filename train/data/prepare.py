@@ -28,6 +28,7 @@ from hub_model.check.headers import LEFT_OUT
 from hub_model.check.labels import Row
 from hub_model.check.sources import open_sources
 from hub_model.hub_folder import LABELS
+from hub_model.layout import loads
 from hub_model.whole import InUse, held
 
 from .grouping import code_hash, group
@@ -177,7 +178,12 @@ def _is_finished(out: Path, inputs: str) -> bool:
     with explain_write_errors(out):
         told = out / SPLIT_FILE
         if told.is_file():
-            found = json.loads(told.read_text("utf-8"))
+            try:
+                found = loads(told.read_text("utf-8"))
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                raise DataRefused(f"{told} is damaged. Name a new folder, or remove this one.")
             if found.get("inputs") == inputs:
                 return True
             raise DataRefused(

@@ -23,6 +23,7 @@ from rich.progress import track
 from hub_model.check.files import explain_write_errors
 from hub_model.dicom import LUNG_WINDOW, lung_window
 from hub_model.hub_folder import COVID, LABELS, MODALITIES
+from hub_model.layout import loads
 from hub_model.refused import Refused
 from hub_model.whole import whole_folder
 
@@ -152,7 +153,12 @@ def _is_done(out: Path, settings: Settings) -> bool:
         return False
     if not (out / SETTINGS).is_file():
         raise Refused(f"{out}: something else is there already. Name a new folder, or remove this one first.")
-    found = json.loads((out / SETTINGS).read_text("utf-8"))
+    try:
+        found = loads((out / SETTINGS).read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(f"{out / SETTINGS} is damaged. Name a new folder, or remove this one first.")
     if found != asdict(settings):
         other = ", ".join(
             f"{key} {value}" for key, value in found.items() if asdict(settings).get(key) != value
