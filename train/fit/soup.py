@@ -108,6 +108,12 @@ def _auroc(folder: HubFolder, validation: "Dataset") -> dict[str, Any]:
     return figures(told.labels, expit(told.log_odds), told.families, {})["auroc"]
 
 
+def _setting(provenance: dict, key: str) -> Any:
+    """Say what held in a run: a field of the recipe may have been left to it, or given with the same value."""
+    recipe = provenance["recipe"]
+    return recipe[key] if key in recipe else provenance["settings"].get(key)
+
+
 def _provenance(folders: list[HubFolder], found: dict[str, dict], out: str) -> dict:
     """Say what went into the mean: the first run's provenance, settings that differ, and the seconds of all.
 
@@ -122,7 +128,7 @@ def _provenance(folders: list[HubFolder], found: dict[str, dict], out: str) -> d
             "settings": {
                 key: value
                 for key, value in told["settings"].items()
-                if any(other["settings"].get(key) != value for other in each)
+                if any(_setting(other, key) != _setting(told, key) for other in each)
             },
             "seconds": told["training"]["seconds"],
         }
