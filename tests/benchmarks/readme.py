@@ -71,6 +71,7 @@ def worth(evaluation: dict) -> list[str]:
     """
     sources = evaluation["test_by_source"]
     both = {name: part["auroc"] for name, part in sources.items() if part["auroc"]["value"] is not None}
+    elsewhere = evaluation.get("audits", {}).get("kept_out") or {}
     found = []
     if len(sources) > 1:
         one_label = ", ".join(name for name in sources if name not in both)
@@ -80,8 +81,13 @@ def worth(evaluation: dict) -> list[str]:
                 f"Inside {name}, the collection that holds both labels, AUROC {interval(auroc)}: {answer}. "
                 f"The figure over all of them counts collections too ({one_label} hold one label each)."
             )
-    elif sources:
+    elif sources and not elsewhere:
         found.append(f"One collection, {', '.join(sources)}; how it does on another was not measured.")
+    for name, row in elsewhere.items():
+        answer = (
+            "not shown to be better than chance" if row["auroc"]["low"] <= CHANCE else "better than chance"
+        )
+        found.append(f"On {name}, which had no part in training, AUROC {interval(row['auroc'])}: {answer}.")
     if not (thumbnail := evaluation.get("audits", {}).get("thumbnail", {}).get("all")):
         return [*found, "Not audited: nothing says what else gave the labels away."]
     advantage = thumbnail["advantage"]

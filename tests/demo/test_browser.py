@@ -276,7 +276,8 @@ class TestManyPictures:
         self.start(page, [*many * 41, *many[:8]])  # 500, the most that are taken
         page.wait_for_selector("table.findings tbody tr")
         page.locator("button.stop:visible").click()
-        said = page.wait_for_selector("text=/Stopped after \\d+ of \\d+/").inner_text()
+        # the table of what is done comes with it, and a busy machine takes its time to draw that
+        said = page.wait_for_selector("text=/Stopped after \\d+ of \\d+/", timeout=180_000).inner_text()
         done, total = map(int, re.search(r"(\d+) of (\d+)", said).groups())
         assert 0 < done < total == 500
         assert page.locator("table.findings tbody tr").count() == done

@@ -275,8 +275,14 @@ def test_a_source_that_was_left_out_is_scored_beside_the_trivial_cue(archive, tm
     assert found["unseen_source"]["inside clinic"]["n"] == len(files) // 2
     assert found["unseen_source"]["clinic"]["thumbnail"]["n"] == found["unseen_source"]["clinic"]["n"]
     assert {"all", "clinic", "web"} >= set(found["thumbnail"]) and "advantage" in found["thumbnail"]["all"]
+    assert found["kept_out"] == {}
     with pytest.raises(Refused, match="no fold of this run"):
         audit(whole, data=[str(data)], fold=[whole])
+    evaluate(fold, data=[str(data)], guard=False)
+    clinic = audit(fold, data=[str(data)], pictures=4)["kept_out"]["clinic"]
+    assert clinic["auroc"]["n"] == len(files) // 2  # all of them, for no split of them was learnt from
+    assert clinic["sensitivity"]["n"] + clinic["specificity"]["n"] == len(files) // 2
+    assert clinic["answered"]["value"] == 1
 
 
 def test_audit_pictures_hide_what_they_say():

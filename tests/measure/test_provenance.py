@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from train.data.dataset import open_data
-from train.measure.provenance import data_of
+from train.measure.provenance import data_of, kept_out
 from train.phantom.phantom import phantom
 
 
@@ -31,3 +32,28 @@ def test_sources_that_training_left_out_are_out_of_train_and_validation(drawn):
         assert list(parts[name]["source"]) == kept
     assert list(parts["test"]["source"]) == list(whole["test"]["source"])
     assert found.split_sha256 == origin.split_sha256
+
+
+def test_a_source_that_training_was_kept_from_is_whole_but_for_families_it_knows(monkeypatch):
+    """Of each split come all pictures of the source; one whose family training has from elsewhere is no stranger."""
+    rows = {
+        "train": [("home", "a"), ("away", "a"), ("away", "b")],
+        "validation": [("home", "c"), ("away", "d")],
+        "test": [("home", "e"), ("away", "e"), ("away", "f")],
+    }
+    parts = datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(
+                dict(zip(("source", "family"), zip(*told, strict=True), strict=True))
+            )
+            for name, told in rows.items()
+        }
+    )
+    monkeypatch.setattr(
+        "train.measure.provenance.open_data", lambda *_, **__: (parts, SimpleNamespace(split_sha256="x"))
+    )
+    screening = {"provenance": {"without_source": ["away", "nobody"], "split_sha256": "x"}}
+    folder = SimpleNamespace(path="run", modality="ct", screening=screening)
+    found = kept_out(folder, ["data"])
+    assert list(found) == ["away"] and list(found["away"]["family"]) == ["b", "d", "e", "f"]
+    assert kept_out(SimpleNamespace(path="run", modality="ct", screening={}), ["data"]) == {}

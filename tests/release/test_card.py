@@ -226,6 +226,29 @@ def test_a_model_above_chance_within_a_collection_is_not_run_down(run):
     assert "than chance" not in with_sources(run, mixed=record(0.8, 0.7, 0.9))
 
 
+def test_a_collection_kept_out_of_training_is_told(run):
+    said = "No collection was left out of training to be tested on."
+    edit(run / "evaluation.json", lambda e: e.update(audits={"changed": {}, "kept_out": {}}))
+    assert said in card.render(run)["README.md"]
+    figures = {name: record(0.61, 0.55, 0.67) for name in ("auroc", "sensitivity", "specificity", "answered")}
+    edit(run / "evaluation.json", lambda e: e["audits"].update(kept_out={"clinic": figures}))
+    text = card.render(run)["README.md"]
+    assert said not in text
+    assert "| clinic | 0.610 (0.550 to 0.670; n = 120) | 61.0 % (55.0 % to 67.0 %; n = 120) |" in text
+
+
+def test_a_rule_for_series_is_told_where_it_was_measured(run):
+    said = "It has never been tested as an answer about a whole series"
+    assert said in card.render(run)["README.md"]
+    measured = {"rule": "mean", "most_slices": 6, "test": {"auroc": record(0.9, 0.8, 0.95)}}
+    edit(run / "evaluation.json", lambda e: e.update(patients=measured))
+    text = card.render(run)["README.md"]
+    assert (
+        said not in text
+        and "*mean* of its slices: AUROC 0.900 (0.800 to 0.950; n = 120) over patients" in text
+    )
+
+
 def test_pictures_missing_from_a_published_split_are_counted(run, monkeypatch):
     described = origins.Collection("t", "l", "k", published={"train": 120, "validation": 120, "test": 123})
     monkeypatch.setitem(origins.COLLECTIONS, "phantom", described)

@@ -29,7 +29,7 @@ from . import harmless, plots
 from .guard import balanced
 from .predict import Predictions, predict
 from .predict import run as answers
-from .provenance import parts_of
+from .provenance import kept_out, parts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -99,8 +99,9 @@ def audit(
         something gone (lungs_gone, lungs_only, coarse_only), and ``lungs``, the share of them whose lungs were found;
         ``thumbnail``, AUROC on all test pictures with the network's ``advantage`` over it; ``source``, how well the
         collection can be told from what the network sees; ``uncut``, of a network that was trained on pictures cut to
-        their lungs, what it makes of whole ones; ``unseen_source``, AUROC of each left-out source against
-        the Non-COVID test images, beside the thumbnail's.
+        their lungs, what it makes of whole ones; ``kept_out``, what it makes of each source that it was kept from;
+        ``unseen_source``, AUROC of each source that a fold left out against the Non-COVID test images, beside the
+        thumbnail's.
 
     Raises:
         FolderRefused: RUN has not been evaluated.
@@ -121,6 +122,10 @@ def audit(
         "thumbnail": _thumbnail(parts, whole.log_odds, seed),
         "source": _source(folder, parts, whole, seed),
         **({"uncut": _uncut(folder, test, seed)} if folder.view == lungs.LUNGS else {}),
+        "kept_out": {
+            name: _at_default(folder, own, f"{name}, kept out", seed)
+            for name, own in kept_out(folder, data).items()
+        },
         "unseen_source": {
             name: row
             for path in fold or []
@@ -157,11 +162,21 @@ def _changed(
 def _uncut(folder: hub_folder.HubFolder, test: "Dataset", seed: int) -> dict[str, Record]:
     """Score what a stock loader shows the network where nobody cuts to the lungs before: whole pictures."""
     plain = replace(folder, screening={**folder.screening, "view": lungs.WHOLE})
-    found = predict(plain, test, "whole pictures")
-    name, point = next(iter(folder.screening["operating_points"].items()))
-    thresholds = {name: point["threshold"]}
+    return _at_default(plain, test, "whole pictures", seed)
+
+
+def _at_default(folder: hub_folder.HubFolder, pictures: "Dataset", name: str, seed: int) -> dict[str, Record]:
+    """Score pictures at the default operating point; ``answered`` is the share of them that has an answer."""
+    everything = predict(folder, pictures, name)
+    found = everything.only(everything.answered)
+    point = next(iter(folder.screening["operating_points"]))
+    thresholds = {point: folder.screening["operating_points"][point]["threshold"]}
     told = figures(found.labels, expit(found.log_odds), found.families, thresholds, seed)
-    return {"auroc": told["auroc"], **{key: told["at"][name][key] for key in ("sensitivity", "specificity")}}
+    return {
+        "auroc": told["auroc"],
+        **{key: told["at"][point][key] for key in ("sensitivity", "specificity")},
+        "answered": mean("answered", everything.answered, everything.families, seed),
+    }
 
 
 def _auroc(labels: np.ndarray, log_odds: np.ndarray, families: np.ndarray, seed: int) -> Record:

@@ -50,7 +50,7 @@ AUDITS = {
     "coarse_only": "a coarse blur, in which no lung structure can be seen",
 }
 """What was left of a picture in an audit, in words; see `train.measure.audit`."""
-TOLD_AUDITS = ("harmless", "changed", "thumbnail", "source", "uncut", "unseen_source")
+TOLD_AUDITS = ("harmless", "changed", "thumbnail", "source", "uncut", "kept_out", "unseen_source")
 """Audits that the letter has words for; others are listed as they are."""
 
 
