@@ -71,7 +71,8 @@ def worth(evaluation: dict) -> list[str]:
     """
     sources = evaluation["test_by_source"]
     both = {name: part["auroc"] for name, part in sources.items() if part["auroc"]["value"] is not None}
-    elsewhere = evaluation.get("audits", {}).get("kept_out") or {}
+    audited = evaluation.get("audits", {}).get("kept_out") or {}
+    elsewhere = {name: row["auroc"] for name, row in audited.items() if row["auroc"]["value"] is not None}
     found = []
     if len(sources) > 1:
         one_label = ", ".join(name for name in sources if name not in both)
@@ -83,11 +84,9 @@ def worth(evaluation: dict) -> list[str]:
             )
     elif sources and not elsewhere:
         found.append(f"One collection, {', '.join(sources)}; how it does on another was not measured.")
-    for name, row in elsewhere.items():
-        answer = (
-            "not shown to be better than chance" if row["auroc"]["low"] <= CHANCE else "better than chance"
-        )
-        found.append(f"On {name}, which had no part in training, AUROC {interval(row['auroc'])}: {answer}.")
+    for name, auroc in elsewhere.items():
+        answer = "not shown to be better than chance" if auroc["low"] <= CHANCE else "better than chance"
+        found.append(f"On {name}, which had no part in training, AUROC {interval(auroc)}: {answer}.")
     if not (thumbnail := evaluation.get("audits", {}).get("thumbnail", {}).get("all")):
         return [*found, "Not audited: nothing says what else gave the labels away."]
     advantage = thumbnail["advantage"]
