@@ -1,7 +1,10 @@
 """What runs the network: a table of backends, each from pixels to logits, heat map and guard features in numpy."""
 
+import contextlib
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -41,6 +44,7 @@ class Backend(Protocol):
         """Run the network on pixels (N, 3, H, W), float32, as the preprocessing gives them."""
 
 
+_PRECISION = threading.Lock()
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """What ONNX Runtime calls a device."""
 
@@ -178,7 +182,10 @@ def _provider(device: str) -> str | tuple[str, dict[str, str]]:
 
 
 class TorchNetwork:
-    """torch on the timm network.
+    """torch on the timm network, in single precision on every device.
+
+    torch lets a GPU round the factors of convolutions to ten bits (TF32) unless it is told otherwise; that moved
+    probabilities by up to 7e-4, and the network is far from being what screening waits for (docs/speed.md).
 
     Args:
         model: the network, in evaluation mode.
@@ -212,7 +219,7 @@ class TorchNetwork:
             torch.set_num_threads(1)
             self._process = os.getpid()
         device = next(self.model.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision(torch, device):
             logits, last, features = evidence.view(self.model, torch.from_numpy(pixels).to(device))
             heat = logits.new_empty(len(logits), 0, 0)
             if heat_maps:
@@ -220,6 +227,22 @@ class TorchNetwork:
                 local = evidence.local_evidence(last, slope, evidence.log_odds(logits, COVID))
                 heat = torch.sigmoid(local)
             return View(*(tensor.float().cpu().numpy() for tensor in (logits, heat, features)))
+
+
+@contextlib.contextmanager
+def _single_precision(torch: ModuleType, device: "torch.device") -> Iterator[None]:
+    """Keep convolutions on a GPU from TF32 meanwhile; the setting is the process's, so one thread at a time."""
+    if device.type != "cuda":
+        yield
+        return
+    convolutions = torch.backends.cudnn.conv
+    with _PRECISION:
+        before = convolutions.fp32_precision
+        convolutions.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision = before
 
 
 BACKENDS = {"onnx": OnnxRuntime, "torch": TorchNetwork}

@@ -33,9 +33,13 @@ from .site import Site, SiteRefused, fitted_prevalence, read_site, shift
 if TYPE_CHECKING:
     import torch
 
-BATCH, WORKERS = 2, 2
-"""Pictures that the network sees at once, and threads that decode the next ones meanwhile. On a CPU larger batches are
-no faster and take more memory (265 MB for both embedded models with 2, 575 MB with 8); a GPU wants 32 or more."""
+BATCH = 2
+"""Pictures that the network sees at once. On a CPU larger batches are no faster and take more memory (265 MB for both
+embedded models with 2, 575 MB with 8); a GPU wants 32 or more."""
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(max(2, _CORES), 16)
+"""Threads that decode the next pictures meanwhile and find their lungs: one a core that this process may use, from 2 to
+16. With 16 cores, two threads kept the network waiting (docs/speed.md)."""
 FAILED = Reason(
     "An error in this program kept the picture from being judged; it is in the log. Please report it.",
     "failed",

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -20,16 +21,17 @@ import torch
 from PIL import Image
 
 from hub_model import AutoScreener, BackendRefused, Finding, FolderRefused, Frame, Screener, hub_folder, lungs
-from hub_model.backends import View
+from hub_model.backends import View, _single_precision
 from hub_model.evidence import view
 from hub_model.guard import BLANK_DEVIATION, Guard, Statistics, is_blank
 from hub_model.lung_net import LungNet
 from hub_model.refused import Reason
-from hub_model.screener import chosen, decide
+from hub_model.screener import WORKERS, chosen, decide
 from tests import made_run
 from tests.bad_folders import ARCHITECTURE, CFG
 
-EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "demo" / "examples"
 POINTS = {
     "sensitivity": {"threshold": 0.3, "target": "t", "abstain": [0.29, 0.31]},
     "specificity": {"threshold": 0.9, "target": "t"},
@@ -505,6 +507,33 @@ def test_a_view_without_its_lung_network_is_refused(cut_run, tmp_path):
         (run / name).unlink(missing_ok=True)
     with pytest.raises(hub_folder.FolderRefused, match="cut to their lungs"):
         Screener.from_pretrained(run)
+
+
+@pytest.mark.parametrize(("device", "inside"), [("cuda", "ieee"), ("cpu", "tf32")])
+def test_a_gpu_computes_in_single_precision_and_the_process_stays_as_it_was(device, inside):
+    """The setting is there without a GPU, too."""
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "tf32"
+    try:
+        with pytest.raises(KeyError), _single_precision(torch, torch.device(device)):
+            assert convolutions.fp32_precision == inside
+            raise KeyError
+        assert convolutions.fp32_precision == "tf32"
+    finally:
+        convolutions.fp32_precision = before
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system gives processes no cores of their own"
+)
+def test_a_reading_thread_a_core_and_two_at_least():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from hub_model.screener import WORKERS"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(WORKERS)"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert told.stdout.strip() == "2", told.stderr
+    assert min(16, max(2, len(os.sched_getaffinity(0)))) == WORKERS
 
 
 def test_blank_pictures_are_told_by_their_levels_as_by_their_pixels():

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hub_model.hub_folder import LABELS
 
+from . import speed
 from .batches import Batches, Images
 
 
@@ -55,10 +56,11 @@ def features_of(
         (n, D) float32, the input of the last layer.
     """
     network.eval()
-    features = []
+    features, device = [], speed.device_of(network)
     for some in track(chosen.split(32), "fitting the head", transient=True):
-        pixels = collate([images[int(index)] for index in some])["pixel_values"]
-        features.append(network.forward_head(network.forward_features(pixels), pre_logits=True).float())
+        pixels = collate([images[int(index)] for index in some])["pixel_values"].to(device)
+        seen = network.forward_head(network.forward_features(pixels), pre_logits=True)
+        features.append(seen.float().cpu())
     return torch.cat(features)
 
 

@@ -1,10 +1,11 @@
-"""What makes training faster on a CPU; the arithmetic is the same but for rounding."""
+"""Where a network computes, and what makes training faster on a CPU; the arithmetic is the same but for rounding."""
 
 import contextlib
 import ctypes
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +23,16 @@ def keep_memory() -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(M_MMAP_MAX, 0)
         allocator.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def device_here() -> torch.device:
+    """Choose what this process trains on: its GPU where torch has one, as transformers' Trainer does, else the CPU."""
+    return PartialState(cpu=not torch.cuda.is_available()).device
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Say where a network's weights lie, and hence where what it is given must lie."""
+    return next(network.parameters()).device
 
 
 def multiplies_bf16() -> bool:

@@ -16,6 +16,7 @@ import torch
 from rich.progress import track
 from scipy.special import expit
 
+from . import speed
 from .batches import Images, standardise
 from .recipes import Recipe
 
@@ -98,14 +99,14 @@ def features_of_looks(
 ) -> np.ndarray:
     """Compute what the head sees of each picture and its copies, (N, 1 + K, D) float16."""
     network.eval()
-    rows = []
+    rows, device = [], speed.device_of(network)
     for some in track(torch.arange(len(images)).split(8), "fitting the head", transient=True):
         looks = torch.cat([images.pixels[some][:, None], images.copies[some]], 1)
-        pixels = standardise(looks.flatten(0, 1).float().div(255), pretrained_cfg)
+        pixels = standardise(looks.flatten(0, 1).float().div(255), pretrained_cfg).to(device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             maps = network.forward_features(pixels.contiguous(memory_format=torch.channels_last))
         seen = network.forward_head(maps.float(), pre_logits=True)
-        rows.append(seen.half().view(*looks.shape[:2], -1).numpy())
+        rows.append(seen.half().view(*looks.shape[:2], -1).cpu().numpy())
     return np.concatenate(rows)
 
 
