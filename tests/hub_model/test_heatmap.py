@@ -185,6 +185,13 @@ def test_the_overlay_of_any_map_is_what_the_formula_says_to_two_levels():
     assert np.abs(np.asarray(heatmap.overlay(picture, heat), int) - exact).max() <= 2
 
 
+def test_a_row_is_tinted_alike_wherever_it_lies():
+    row = np.arange(200, dtype=np.uint8)
+    picture = Image.fromarray(np.tile(row, (3 * heatmap.ROWS + 1, 1)))
+    tinted = np.asarray(heatmap.overlay(picture, np.tile(np.linspace(0, 1, 9, dtype=np.float32), (9, 1))))
+    assert (tinted == tinted[0]).all()
+
+
 def test_the_overlay_lies_where_the_map_does():
     heat = np.full((7, 7), 0.5, np.float32)
     heat[0, 6] = 1.0
