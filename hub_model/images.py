@@ -40,6 +40,7 @@ from .grey import (
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 PRINT_MODES = ("CMYK", "LAB", "HSV")
 ANIMATIONS = ("GIF", "PNG", "WEBP")  # whose frames can only be decoded one after the other
+ORIENTATION = 274  # tag of EXIF
 MAX_PLAYED = 500_000_000  # pixels of an animation that are decoded to get to a frame
 ACCEPTED = "Accepted is one grey chest picture as PNG, JPEG, TIFF, WebP, BMP, GIF or DICOM file."
 
@@ -341,7 +342,7 @@ def _grey_of_deep(read: deep.Deep) -> np.ndarray:
     if read.alpha is not None:
         grey = np.rint(grey * read.alpha).astype(np.uint8)
     upright = Image.fromarray(grey)
-    upright.getexif()[274] = read.orientation
+    upright.getexif()[ORIENTATION] = read.orientation
     return np.asarray(ImageOps.exif_transpose(upright))
 
 
@@ -388,7 +389,9 @@ def _grey_of_frame(picture: Image.Image) -> np.ndarray:
             # a palette of 8 bits where 16 belong: Pillow would show all of it as black
             picture = picture.copy()
             picture.putpalette(np.array(tags[320], np.uint8).reshape(3, -1).T.tobytes())
-        picture = ImageOps.exif_transpose(picture)
+        picture.load()  # orientation may be said behind the pixels
+        if picture.getexif().get(ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):
             values = np.asarray(picture)
             opaque = values != key if isinstance(key, int) else None
@@ -399,6 +402,6 @@ def _grey_of_frame(picture: Image.Image) -> np.ndarray:
             black = Image.new("RGBA", picture.size, "black")
             picture = Image.alpha_composite(black, picture.convert("RGBA"))
         if picture.mode in ("1", "L"):
-            return np.asarray(picture.convert("L"))
+            return np.asarray(picture if picture.mode == "L" else picture.convert("L"))
         rgb = np.asarray(picture.convert("RGB"))
     return grey_of_colour(rgb)
