@@ -37,7 +37,7 @@ from gate import LOOPBACK, Gate, fetch_nothing
 from gradio.i18n import I18nData
 from gradio.utils import get_upload_folder
 from intake import MAX_PICTURES, MAX_SLICES
-from listeners import begin_quickly, take_turns
+from listeners import begin_quickly, look_calmly, take_turns
 from page import Page
 from quiet import keep_quiet
 from starlette.middleware import Middleware
@@ -50,6 +50,8 @@ HERE = Path(__file__).parent
 KEPT_MINUTES = 5
 """How long an upload may lie on the server."""
 SWEEP_SECONDS = 60
+TOLD_SECONDS = 1
+"""Between two messages to those who wait, about their place in the queue."""
 MAX_UPLOAD = "256mb"
 """Of one file, as `hub_model.grey.MAX_BYTES`."""
 USER, PASSWORD, PROXY = "COVID_XCT_USER", "COVID_XCT_PASSWORD", "COVID_XCT_PROXY"
@@ -98,8 +100,10 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
                 _check(desk, say)
         gr.HTML(say("privacy"), elem_classes="foot")
     demo.translations = translations
-    demo.queue(max_size=100, default_concurrency_limit=2)
+    # "auto" would tell everybody who waits his place anew whenever somebody's turn comes
+    demo.queue(max_size=100, default_concurrency_limit=2, status_update_rate=TOLD_SECONDS)
     take_turns(demo._queue)
+    look_calmly(demo._queue)
     return demo
 
 

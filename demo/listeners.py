@@ -21,6 +21,10 @@ PATIENCE = 30
 """Seconds that a caller has to come for an answer after asking for it."""
 MOMENT = 3
 """Seconds between two streams of answers of one visit, at most, for it to count as listening all the while."""
+GLANCE = 0.005
+"""Seconds between two looks at the queue: Gradio's own millisecond costs a twentieth of a core around the clock."""
+PROGRESS = 1.0
+"""Seconds between two looks for news of Gradio's progress bars, which are not used here."""
 REMEMBERED = 10_000  # visits that have ended; more push out the oldest
 CALLER = "covid_xct.caller"  # in the scope of a request
 
@@ -152,6 +156,14 @@ def take_turns(queue: Any) -> None:
         return first_come()
 
     queue.get_events = fair
+
+
+def look_calmly(queue: Any) -> None:
+    """Make Gradio's queue look for work less often, idle or not.
+
+    It looks again and again instead of being told, and each look holds up the threads that judge pictures.
+    """
+    queue.sleep_when_free, queue.progress_update_sleep_when_free = GLANCE, PROGRESS
 
 
 def begin_quickly() -> None:

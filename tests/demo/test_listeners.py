@@ -148,6 +148,15 @@ def test_what_nobody_waits_for_leaves_the_queue(clock):
     assert "a-id" not in queue.event_ids_to_events and not queue.pending_event_ids_session["a"]
 
 
+def test_gradios_queue_is_looked_at_as_often_as_said():
+    queue = gr.Blocks().queue()._queue
+    before = vars(queue).copy()
+    listeners.look_calmly(queue)
+    changed = {name for name in before if vars(queue)[name] is not before[name]}
+    assert changed == {"sleep_when_free", "progress_update_sleep_when_free"}  # names that this Gradio has
+    assert queue.sleep_when_free == listeners.GLANCE
+
+
 def test_a_request_that_passed_no_gate_is_never_given_up():
     assert not gone({}, "visit") and not gone({}, None)
 
