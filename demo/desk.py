@@ -12,11 +12,11 @@ from typing import Any
 import gradio as gr
 import texts
 import views
+from gradio.utils import get_upload_folder
 from intake import MAX_PICTURES, MAX_SLICES, MAX_UNPACKED, Picture, UploadRefused, keep, pictures, volumes
 from judge import BATCH, DETECT, Judgement, chosen, defaults, judge, judge_many, points
 from listeners import gone
 from page import spoken
-from PIL import Image
 
 from hub_model import Frame, Refused, Screener
 from hub_model.heatmap import overlay
@@ -280,7 +280,7 @@ class Desk:
         with _said():
             return views.record(judge(self.screeners, _first(file), kind, operating_point, heat_map=False))
 
-    def heat_map(self, file: Uploaded, kind: str) -> Image.Image:
+    def heat_map(self, file: Uploaded, kind: str) -> Path:
         """Tint the picture where the model found evidence for COVID-19 (orange) and against it (blue).
 
         Args:
@@ -294,10 +294,12 @@ class Desk:
             judgement = judge(self.screeners, _first(file), kind, self.points[0])
         if judgement.finding.heat_map is None:
             raise gr.Error(" ".join(views.record(judgement)["reasons"]), print_exception=False)
-        tinted = overlay(judgement.finding.image, judgement.finding.heat_map)
-        # Gradio names a result by its content, and would write anew the file that another visitor is fetching
-        tinted.info["comment"] = secrets.token_hex(8)
-        return tinted
+        # written here: Gradio would encode it in memory, where Pillow keeps all other threads waiting, and name it by
+        # its content, hence write anew the file that another visitor is fetching
+        place = Path(get_upload_folder()) / secrets.token_hex(32)
+        place.mkdir(parents=True)
+        overlay(judgement.finding.image, judgement.finding.heat_map).save(place / "image.jpeg")
+        return place / "image.jpeg"
 
     def batch(
         self, files: Uploaded, kind: str, operating_point: str, request: gr.Request
