@@ -26,9 +26,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
 
-from quick_import import without_stubs
+from quick_import import draw_nothing, later, without_collecting, without_drafts, without_stubs
 
-with without_stubs():
+with without_collecting(), later("pandas"), without_stubs():
     import gradio as gr
 import uploads
 import views
@@ -83,6 +83,17 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
     def say(key: str) -> I18nData:
         return translations(views.PREFIX + key)
 
+    with without_drafts():
+        demo = _laid_out(desk, say)
+        # "auto" would tell everybody who waits his place anew whenever somebody's turn comes
+        demo.queue(max_size=100, default_concurrency_limit=2, status_update_rate=TOLD_SECONDS)
+    demo.translations = translations
+    take_turns(demo._queue)
+    look_calmly(demo._queue)
+    return demo
+
+
+def _laid_out(desk: Desk, say: Say) -> gr.Blocks:
     with gr.Blocks(title="Chest COVID-19 screening", analytics_enabled=False) as demo:
         gr.HTML(say("header"))
         with gr.Tabs():
@@ -99,11 +110,6 @@ def build(screeners: Mapping[str, Screener]) -> gr.Blocks:
             with gr.Tab(say("tab_check")):
                 _check(desk, say)
         gr.HTML(say("privacy"), elem_classes="foot")
-    demo.translations = translations
-    # "auto" would tell everybody who waits his place anew whenever somebody's turn comes
-    demo.queue(max_size=100, default_concurrency_limit=2, status_update_rate=TOLD_SECONDS)
-    take_turns(demo._queue)
-    look_calmly(demo._queue)
     return demo
 
 
@@ -218,6 +224,7 @@ def options(demo: gr.Blocks, host: str = "127.0.0.1") -> dict[str, Any]:
     # whose word uvicorn takes for where a request comes from; its own default is whoever is on this computer
     os.environ["FORWARDED_ALLOW_IPS"] = os.environ.get(PROXY) or ("*" if in_space else "")
     fetch_nothing()
+    draw_nothing()
     begin_quickly()
     demo.uploads = uploads.Uploads(
         Path(get_upload_folder()), KEPT_MINUTES * 60 - SWEEP_SECONDS, SWEEP_SECONDS, demo.temp_file_sets
