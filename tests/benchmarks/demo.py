@@ -42,7 +42,9 @@ def picture(kind: str) -> bytes:
 def answer(url: str, content: bytes, kind: str) -> float:
     """Seconds for one answer."""
     before = time.perf_counter()
-    with httpx.Client(base_url=f"{url}/gradio_api", timeout=300) as client:
+    # nothing is encrypted here; by default httpx reads the certificates of all authorities for each client, which takes
+    # a core 50 ms, a third as long as the page takes to answer, and takes it from the page on a machine of few cores
+    with httpx.Client(base_url=f"{url}/gradio_api", timeout=300, verify=False) as client:
         path = client.post("/upload", files={"files": ("chest.png", content)}).json()[0]
         data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, kind]
         event = client.post("/call/heat_map", json={"data": data}).json()["event_id"]
