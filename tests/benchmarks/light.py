@@ -602,7 +602,7 @@ def _page_words(one: dict) -> str:
         f"**The page.** An answer is an upload of {demo.SIDE} x {demo.SIDE} pixels, judged, and its tinted picture "
         f"fetched ({one['new']['latency'][-1]['n']} answers with many clients, {one['new']['latency'][0]['n']} in the "
         "other rows). Both versions ran at once and were asked in turns; processor time depends less on other work on "
-        "the machine than the rest. What is left of the page's start is mostly the import of Gradio, the same in both."
+        "the machine than the rest. What is left of the page's start is mostly the import of Gradio."
     )
 
 
