@@ -1,6 +1,6 @@
 """The site check on real collections, each treated as somebody else's hospital; and the plan's table.
 
-    python -m tests.benchmarks.check ../shared/data --model xray --model ct [--model RUN ...]
+    python -m tests.benchmarks.check ../shared/data ../shared/data3 --model xray --model ct [--model RUN ...]
 
 Every collection of every kind that a model reads is checked by itself: what is refused, how many are copies of the
 model's own pictures, the figures of the rest, and the verdict. Collections with one label are joined to no other. Where
