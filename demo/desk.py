@@ -29,13 +29,15 @@ Uploaded = list[dict[str, Any]] | dict[str, Any] | None
 CHANGED = 12
 """Pictures on which the page tries harmless changes: each is judged some twenty times."""
 REDRAWN = 0.7  # seconds between two looks at a running batch
+LONGEST = 60  # seconds that a run waits for the one it replaces, which ends after its picture
 
 
 class Run:
     """A batch or a series under way in one browser tab, or for one call."""
 
     def __init__(self, request: gr.Request) -> None:
-        self.stopped = threading.Event()
+        self.stopped, self.ended = threading.Event(), threading.Event()
+        self.replaced = False  # by a later run, whose results the page shall show
         self._request = request
         self._drawn = time.monotonic() - REDRAWN  # the first picture is shown at once
 
@@ -46,7 +48,7 @@ class Run:
 
     def due(self, pause: float) -> bool:
         """Return whether the page should be drawn again, at most every `pause` seconds."""
-        if time.monotonic() - self._drawn < pause:
+        if self.replaced or time.monotonic() - self._drawn < pause:
             return False
         self._drawn = time.monotonic()
         return True
@@ -119,7 +121,8 @@ class Desk:
                     keep(todo)
                     progress = views.progress(len(rows), len(todo), language)
                     yield progress, views.table(rows, language, closed=False)
-        yield views.finished(count, len(rows), len(todo), language), views.table(rows, language)
+        if not run.replaced:
+            yield views.finished(count, len(rows), len(todo), language), views.table(rows, language)
 
     def run_series(
         self, files: Uploaded, folder: Uploaded, point: str, request: gr.Request
@@ -143,7 +146,8 @@ class Desk:
             except Refused as refusal:
                 yield views.refusal(refusal, language), ready
                 return
-        yield views.ended(done, total, language), ready
+        if not run.replaced:
+            yield views.ended(done, total, language), ready
 
     def _shown(
         self, number: int, volume: Volume | Unusable, point: str, run: Run, language: str
@@ -195,7 +199,8 @@ class Desk:
                     raise UploadRefused("too_many", n=len(material.cases), limit=MAX_PICTURES)
                 for done in cases.judging(material, screener):
                     if run.over:
-                        yield views.ended(done, len(material.cases), language), ""
+                        if not run.replaced:
+                            yield views.ended(done, len(material.cases), language), ""
                         return
                     if run.due(REDRAWN):
                         keep([Picture(path.name, path)])
@@ -204,7 +209,8 @@ class Desk:
             except Refused as refusal:
                 yield views.refusal(_nameless(refusal, paths(files)), language), ""
                 return
-        yield "", views.site_check(page.render(told), language)
+        if not run.replaced:
+            yield "", views.site_check(page.render(told), language)
 
     def stop(self, name: str, request: gr.Request) -> None:
         """Stop the run of this name in this browser tab after the current picture."""
@@ -213,13 +219,20 @@ class Desk:
 
     @contextmanager
     def _under_way(self, name: str, request: gr.Request) -> Iterator["Run"]:
-        """Start a run that can be stopped; an earlier run of the same name and tab is stopped first."""
+        """Start a run that can be stopped; an earlier run of the same name and tab is stopped first.
+
+        It is waited for: its last word would stand on the page in place of what the new one found.
+        """
         key, run = (name, request.session_hash), Run(request)
-        self.stop(name, request)
-        self._runs[key] = run
+        earlier, self._runs[key] = self._runs.get(key), run
         try:
+            if earlier is not None:
+                earlier.replaced = True
+                earlier.stopped.set()
+                earlier.ended.wait(LONGEST)
             yield run
         finally:  # also when the browser is closed
+            run.ended.set()
             if self._runs.get(key) is run:
                 del self._runs[key]
 

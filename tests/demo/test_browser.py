@@ -274,7 +274,7 @@ class TestManyPictures:
 
     def test_stop_keeps_what_is_done(self, page, many, tmp_path):
         large = tmp_path / "large.jpg"  # takes the server longer than its row takes the browser
-        next(pictures(1)).resize((3000, 3000)).save(large, quality=60)
+        next(pictures(1)).resize((5000, 5000)).save(large, quality=10)
         self.start(page, [*many, *[large] * 488])  # 500, the most that are taken
         page.wait_for_selector("table.findings tbody tr")
         page.locator("button.stop:visible").click()

@@ -414,6 +414,38 @@ class TestPrivacy:
             demo.close()
 
 
+class TestReplaced:
+    """Start was pressed again while the first run was under way, as by a double click."""
+
+    @staticmethod
+    def runs(screeners, tmp_path) -> tuple[Desk, list[Iterator[tuple[str, str]]]]:
+        """A desk, and two runs of one tab over four pictures."""
+        files = [{"path": str(tmp_path / f"{number}.png")} for number in range(4)]
+        for file, picture in zip(files, pictures(4), strict=True):
+            picture.save(file["path"])
+        asking = SimpleNamespace(session_hash="tab", request=SimpleNamespace(scope={"headers": []}))
+        desk_ = Desk(screeners, {})
+        return desk_, [desk_.run_batch(files, "xray", "sensitivity", asking) for _ in range(2)]
+
+    def test_the_later_run_waits_for_the_earlier_and_has_the_last_word(self, screeners, tmp_path):
+        desk_, (earlier, later) = self.runs(screeners, tmp_path)
+        assert "1 of 4" in next(earlier)[0]
+        (first,) = desk_._runs.values()
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(list, later)
+            assert first.stopped.wait(20) and first.replaced
+            assert not told.done() and list(desk_._runs.values()) != [first]
+            assert list(earlier) == []  # it says nothing more, not even that it was stopped
+            assert "4 of 4" in told.result(60)[-1][0]
+        assert not desk_._runs
+
+    def test_an_earlier_run_that_nobody_asks_for_more_ends_the_wait(self, screeners, tmp_path):
+        _, (earlier, later) = self.runs(screeners, tmp_path)
+        next(earlier)
+        earlier.close()  # as Gradio does where the browser was closed
+        assert "4 of 4" in list(later)[-1][0]
+
+
 class TestGone:
     """Work stops when nobody listens, whichever way it was asked for."""
 
