@@ -184,8 +184,8 @@ def _provider(device: str) -> str | tuple[str, dict[str, str]]:
 class TorchNetwork:
     """torch on the timm network, in single precision on every device.
 
-    torch lets a GPU round the factors of convolutions to ten bits (TF32) unless it is told otherwise; that moved
-    probabilities by up to 7e-4, and the network is far from being what screening waits for (docs/speed.md).
+    torch lets a GPU round the factors of convolutions to ten bits (TF32) unless it is told otherwise; that moves
+    probabilities, and the network is far from being what screening waits for (docs/speed.md has both figures).
 
     Args:
         model: the network, in evaluation mode.

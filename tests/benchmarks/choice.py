@@ -14,8 +14,8 @@ from pathlib import Path
 from .measured import FOLDER, table, write
 
 Row = dict
-FIGURE = re.compile(r"\{([^{}|]+)\|([^{}|]+)\}")
-"""A figure of the table, named in the rule by attempt and column. Settings in braces have no bar."""
+FIGURE = re.compile(r"\{([^{}|]+(?:\{[^{}|]*\})?\s*)\|([^{}|]+)\}")
+"""A figure of the table, named in the rule by attempt, which may end in settings in braces, and column."""
 
 
 def number(*keys: str, percent: bool = False) -> Callable[[Row], str]:

@@ -41,7 +41,7 @@ AT_LEAST_S = 2.0
 """Of computing behind each rate."""
 SCORES = {
     "cpu": "CPU, defaults (a reading thread a core)",
-    "cpu, threads": "CPU, two reading threads",
+    "cpu, two threads": "CPU, two reading threads",
     "gpu": f"GPU, batches of {SCORED}",
 }
 WAYS = {
@@ -120,8 +120,10 @@ def score(folder: Path, count: int, flags: list[str]) -> dict:
     subprocess.run(
         command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
     )
-    rows = out.read_text("utf-8").splitlines()[1:]
-    return {"seconds": time.perf_counter() - began, "rows": len(rows), "pictures": count}
+    seconds = time.perf_counter() - began
+    if (rows := len(out.read_text("utf-8").splitlines()) - 1) != count:
+        raise RuntimeError(f"{count} pictures gave {rows} rows")
+    return {"seconds": seconds, "pictures": count}
 
 
 def measure(data: Path, device: str, count: int) -> dict:
@@ -132,7 +134,7 @@ def measure(data: Path, device: str, count: int) -> dict:
     }
     found = {name: network(name, files[name], device) for name in MODELS}
     on_gpu = ["--backend", "torch", "--device", device, "--batch-size", str(SCORED)]
-    flags = {"cpu": [], "cpu, threads": ["--workers", "2"], "gpu": on_gpu}
+    flags = {"cpu": [], "cpu, two threads": ["--workers", "2"], "gpu": on_gpu}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "in"
         folder.mkdir()

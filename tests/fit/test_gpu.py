@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from hub_model import Screener, hub_folder
+from tests.fit.test_fit import SMALL, archive, fit  # noqa: F401 - archive is a fixture
 from tests.made_run import make_run, pictures
 from train.fit import experts, speed
 from train.fit.batches import Batches, read_images
-from train.fit.fit import fit
 from train.fit.probe import features_of, probe_head
 from train.fit.recipes import RECIPES, Recipe
 from train.fit.steady import features_of_looks, steady_head
@@ -21,7 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
 ]
-SMALL = "mobilenetv3_small_050"
 CFG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
 TINY = {
     "average": Recipe(batch=8, epochs=2, learning_rate=3e-3, input_size=32, average=0.9, augment="strong",
@@ -34,20 +32,8 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
-    for label, side in (("COVID", 0), ("Non-COVID", 1)):
-        (root / "CT" / label).mkdir(parents=True)
-        for index in range(24):
-            grey = rng.normal(90, 40, (64, 64))
-            grey[:, 32 * side : 32 * side + 32] += 60
-            Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(root / "CT" / label / f"{index}.png")
-    return root
-
-
 @pytest.mark.parametrize("name", TINY)
-def test_a_run_on_the_gpu_ends_in_a_folder_that_a_cpu_opens(name, archive, tmp_path, monkeypatch):
+def test_a_run_on_the_gpu_ends_in_a_folder_that_a_cpu_opens(name, archive, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(RECIPES, "tiny", TINY[name])
     start = timm.create_model(SMALL, num_classes=2)
     hub_folder.save(tmp_path / "start", start, architecture=SMALL, model_args={}, pretrained_cfg=CFG,
@@ -65,14 +51,14 @@ def test_a_run_on_the_gpu_ends_in_a_folder_that_a_cpu_opens(name, archive, tmp_p
     assert finding.decision is not None
 
 
-def test_frozen_features_are_those_of_the_cpu(archive):
+def test_frozen_features_are_those_of_the_cpu(archive):  # noqa: F811
     from train.data.dataset import load_data
 
     rows = load_data(str(archive), modality="ct", families="known")["train"]
     config = hub_folder.make_config(SMALL, {}, CFG, 1024)
     images = read_images(rows, hub_folder.transform_of(config), config["pretrained_cfg"], "train", 2)
     cpu = timm.create_model(SMALL, num_classes=2).eval()
-    gpu = copy.deepcopy(cpu).to(speed.device_here())
+    gpu = copy.deepcopy(cpu).to(speed.processes().device)
     everything, plain = torch.arange(len(images)), Batches(CFG, "ct")
     expected = features_of(cpu, images, everything, plain)
     assert torch.allclose(expected, features_of(gpu, images, everything, plain), atol=0.02)

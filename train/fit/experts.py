@@ -54,7 +54,7 @@ def load_expert(file: Path) -> Expert:
             f"--expert {Path(file).name} lacks {len(missing)} tensors of a ResNet-152 ({missing[0]} ...). Give the "
             "chest-CT network, stages 1 to 3."
         )
-    network = network.to(speed.device_here(), memory_format=torch.channels_last)
+    network = network.to(speed.processes().device, memory_format=torch.channels_last)
     black, white = ((level - TAKEN[0]) / (TAKEN[1] - TAKEN[0]) for level in SHOWN)
 
     def features(grey: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def load_expert(file: Path) -> Expert:
 @torch.inference_mode()
 def ask(expert: Expert, pixels: torch.Tensor, bf16: bool) -> np.ndarray:
     """Ask the expert for features of pictures (N, 1, H, W) uint8: (N, 1536) float16."""
-    rows, device = [], speed.device_here()
+    rows, device = [], speed.processes().device
     for some in track(pixels.split(16), "asking the expert", transient=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             rows.append(expert(some.to(device).float().div(255)).half().cpu())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from accelerate import PartialState
 from PIL import Image
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
@@ -71,7 +70,7 @@ def fit(
     torch.manual_seed(settings.seed)
     speed.keep_memory()
     network = _build(settings)
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes = speed.processes()
     with processes.main_process_first():  # the others find the data prepared
         splits, origin = open_data(
             settings.data,

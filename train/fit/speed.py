@@ -25,9 +25,9 @@ def keep_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def device_here() -> torch.device:
-    """Choose what this process trains on: its GPU where torch has one, as transformers' Trainer does, else the CPU."""
-    return PartialState(cpu=not torch.cuda.is_available()).device
+def processes() -> PartialState:
+    """Say which processes train together, and on what device this one does: a GPU where torch has one."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def device_of(network: nn.Module) -> torch.device:
